@@ -1,0 +1,28 @@
+"""What every test shares: reproducible property tests, a ROS graph of its own, and the evaluation data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+from hypothesis import settings
+
+matplotlib.use("Agg")
+
+settings.register_profile("reproducible", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("reproducible")
+
+# before any rclpy context exists: two test runs on one machine must not hear each other
+os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The evaluation data beside the checkout; tests that ask for it carry ``@pytest.mark.data``."""
+    if not DATA.is_dir():
+        pytest.skip("the evaluation data ../shared/data is not there")
+    return DATA
