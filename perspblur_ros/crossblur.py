@@ -47,6 +47,7 @@ TRACK_SHARE = 0.1  # of the tracks' information that joins the prior while they 
 TRUSTED_BLUR_PX = 9.0  # beyond it Lucas–Kanade is biased and its posterior overconfident
 HELD_OUT = 4  # every fourth track
 MAX_ENERGY_RATIO = 1.4
+DISAGREEMENT_FLOOR = 0.05  # of the contrast: below it, better is not more probable
 GAMMA = 2.2
 
 _LINEAR = (np.linspace(0, 1, 256) ** GAMMA * 255).astype(np.float32)
@@ -155,14 +156,23 @@ class _Geometry:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Normalised patches: residuals (P, n), contrast (P,), both pictures' gradients (P, S, n, 2) and gains (P,)."""
+    """Normalised patches (P, n), their contrast (P,), both pictures' gradients (P, S, n, 2) and gains (P,).
 
-    residual: NDArray[np.float32]
+    per_power  (P,) 1 / (2 n · common power), for the derivative of the normalisation
+    """
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
     contrast: NDArray[np.float32]
+    per_power: NDArray[np.float32]
     gradient_a: NDArray[np.float32]
     gradient_b: NDArray[np.float32]
     gain_a: NDArray[np.float32]
     gain_b: NDArray[np.float32]
+
+    @property
+    def residual(self) -> NDArray[np.float32]:
+        return self.a - self.b
 
     @property
     def rms(self) -> FloatArray:
@@ -238,15 +248,15 @@ class PairTerm:
         """Both blurred patches compared, with what their gradients contribute."""
         at_a, at_b = self._centres(g)
         a, b = self._sampled(self.a.picture, at_a), self._sampled(self.b.picture, at_b)
-        residual, contrast, gain_a, gain_b = _normalised_difference(a[..., 0].mean(axis=1), b[..., 0].mean(axis=1))
-        return _Comparison(residual, contrast, a[..., 1:], b[..., 1:], gain_a, gain_b)
+        n_a, n_b, gain, power, contrast = _normalised(a[..., 0].mean(axis=1), b[..., 0].mean(axis=1))
+        return _Comparison(n_a, n_b, contrast, 0.5 / (len(self.q) * power), a[..., 1:], b[..., 1:], gain, 1 / gain)
 
-    def residual_rms(self, g: _Geometry) -> FloatArray:
-        """RMS residual of every patch (P,); no gradients."""
+    def disagreement(self, g: _Geometry) -> FloatArray:
+        """Residual of every patch relative to its contrast (P,): a long path averages both away, and proves nothing."""
         at_a, at_b = self._centres(g)
         a, b = self._sampled(self.a.light, at_a), self._sampled(self.b.light, at_b)
-        residual, _, _, _ = _normalised_difference(a[..., 0].mean(axis=1), b[..., 0].mean(axis=1))
-        return np.sqrt((residual**2).mean(axis=1))
+        n_a, n_b, _, power, _ = _normalised(a[..., 0].mean(axis=1), b[..., 0].mean(axis=1))
+        return np.sqrt(((n_a - n_b) ** 2).mean(axis=1) / power)
 
     def _centres(self, g: _Geometry) -> tuple[FloatArray, FloatArray]:
         """Where the patches of both frames are read, (P, S, 2) working pixels: each along the other's path."""
@@ -266,16 +276,23 @@ class PairTerm:
 
     def jacobian(self, g: _Geometry, compared: _Comparison, free_translation: bool) -> NDArray[np.float32]:
         """∂residual (P, n, 3·knots + 3·translation knots) by the spline's knots."""
-        parts = [self._contracted(compared, g.G_a, g.G_b, g.rows_a, g.rows_b)]
+        of_a, of_b = self._contracted(compared, g.G_a, g.G_b, g.rows_a, g.rows_b)
         if free_translation:
-            parts.append(self._contracted(compared, g.T_a, g.T_b, g.t_rows_a, g.t_rows_b))
-        J = np.concatenate(parts, axis=2)
-        return J - J.mean(axis=1, keepdims=True)  # the patches' means are taken off
+            by_translation = self._contracted(compared, g.T_a, g.T_b, g.t_rows_a, g.t_rows_b)
+            of_a, of_b = (np.concatenate(both, axis=2) for both in zip((of_a, of_b), by_translation))
+        J = of_a - of_b
+        J -= J.mean(axis=1, keepdims=True)  # as from the patches
+        # bringing both to one contrast: r = a √(n_b/n_a) − b √(n_a/n_b), n = √(mean i² + 1)
+        brighter = compared.b[:, None] @ of_b - compared.a[:, None] @ of_a
+        return J + (compared.a + compared.b)[:, :, None] * (brighter * compared.per_power[:, None, None])
 
     def _contracted(
         self, compared: _Comparison, G_a: FloatArray, G_b: FloatArray, rows_a: FloatArray, rows_b: FloatArray
-    ) -> NDArray[np.float32]:
-        """−mean_s ∇I_a G_b (b_b(s) − b̄_b) + mean_s ∇I_b G_a b_a(s) − mean ∇I_b G_b b̄_b, as (P, n, knots · 3)."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What moves each blurred patch, its own gain in, (P, n, knots · 3) twice.
+
+        Of a's: −mean_s ∇I_a G_b (b_b(s) − b̄_b); of b's: mean ∇I_b G_b b̄_b − mean_s ∇I_b G_a b_a(s).
+        """
         P, S, n, _ = compared.gradient_a.shape
         K = rows_a.shape[2]
         gain_a, gain_b = (k[:, None, None] * np.float32(self.a.scale) for k in (compared.gain_a, compared.gain_b))
@@ -286,21 +303,19 @@ class PairTerm:
         along_b = np.matmul(about_b.transpose(0, 2, 1), compared.gradient_a.reshape(P, S, n * 2)) / S
         along_a = np.matmul(rows_a.astype(np.float32).transpose(0, 2, 1), compared.gradient_b.reshape(P, S, n * 2)) / S
         shift = mean_b[:, :, None] * compared.gradient_b.mean(axis=1).reshape(P, 1, n * 2)
-        J = along_a.reshape(P, K * n, 2) @ (G_a * gain_b)
-        J -= along_b.reshape(P, K * n, 2) @ (G_b * gain_a)
-        J -= shift.reshape(P, K * n, 2) @ (G_b * gain_b)
-        return J.reshape(P, K, n, 3).transpose(0, 2, 1, 3).reshape(P, n, K * 3)
+        of_a = along_b.reshape(P, K * n, 2) @ (-G_b * gain_a)
+        of_b = shift.reshape(P, K * n, 2) @ (G_b * gain_b)
+        of_b -= along_a.reshape(P, K * n, 2) @ (G_a * gain_b)
+        return tuple(J.reshape(P, K, n, 3).transpose(0, 2, 1, 3).reshape(P, n, K * 3) for J in (of_a, of_b))
 
 
-def _normalised_difference(
-    i_a: NDArray[np.float32], i_b: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Patches (P, n) without mean and contrast: their difference, RMS contrast (P,), and both gains (P,)."""
+def _normalised(i_a: NDArray[np.float32], i_b: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    """Patches (P, n) brought to no mean and one contrast; the first's gain, the common power, the RMS contrast (P,)."""
     i_a, i_b = i_a - i_a.mean(axis=1, keepdims=True), i_b - i_b.mean(axis=1, keepdims=True)
     power_a, power_b = (i_a**2).mean(axis=1), (i_b**2).mean(axis=1)
-    n_a, n_b = np.sqrt(power_a + 1), np.sqrt(power_b + 1)
-    m = np.sqrt(n_a * n_b)
-    return i_a * (m / n_a)[:, None] - i_b * (m / n_b)[:, None], np.sqrt((power_a + power_b) / 2), m / n_a, m / n_b
+    gain = ((power_b + 1) / (power_a + 1)) ** 0.25
+    common_power = np.sqrt((power_a + 1) * (power_b + 1))
+    return i_a * gain[:, None], i_b / gain[:, None], gain, common_power, np.sqrt((power_a + power_b) / 2)
 
 
 def _noise(contrast: NDArray[np.float32], floor: float) -> NDArray[np.float32]:
@@ -344,11 +359,11 @@ class CrossBlur:
         share = TRACK_SHARE if blur_px < TRUSTED_BLUR_PX else 0.0
         prior = solved.information - (1 - share) * solved.track_information
         state, floor = solved.state, NOISE_FLOOR
-        before = _residual_rms(pairs, solved.state)
+        before = _disagreement(pairs, solved.state)
         iterations = COLD_ITERATIONS
         if self._last is not None:
             carried = self._carried(solved.state, *self._last)
-            if _mean_log(_residual_rms(pairs, carried)) < _mean_log(before):
+            if _mean_log(_disagreement(pairs, carried)) < _mean_log(before):
                 state, iterations = carried, self._iterations
         for _ in range(iterations):
             geometries = [pair.geometry(state) for pair in pairs]
@@ -378,7 +393,7 @@ class CrossBlur:
         nothing can be compared.
         """
         pairs = self._pair_terms(sightings, weights, camera, exposure_s, blur_px)
-        return _mean_log(_residual_rms(pairs, state)) if pairs else float("nan")
+        return _mean_log(_disagreement(pairs, state)) if pairs else float("nan")
 
     @staticmethod
     def _carried(solved: SplineState, before: SplineState, after: SplineState) -> SplineState:
@@ -421,12 +436,12 @@ class CrossBlur:
         return Patches(j, raw_a[j], sightings.ideal[j, k], row_s, sightings.ids[j] % HELD_OUT == HELD_OUT - 1)
 
 
-def _residual_rms(pairs: list[PairTerm], state: SplineState) -> list[FloatArray]:
-    return [pair.residual_rms(pair.geometry(state)) for pair in pairs]
+def _disagreement(pairs: list[PairTerm], state: SplineState) -> list[FloatArray]:
+    return [pair.disagreement(pair.geometry(state)) for pair in pairs]
 
 
 def _mean_log(rms: list[FloatArray]) -> float:
-    return float(np.mean(np.log(np.concatenate(rms) + 0.05)))
+    return float(np.mean(np.log(np.concatenate(rms) + DISAGREEMENT_FLOOR)))
 
 
 def _judged(
@@ -434,7 +449,8 @@ def _judged(
 ) -> Refinement:
     """The gate: do the held-out patches agree better, without motion that the prior finds far too lively?"""
     held = np.concatenate([pair.patches.held_out for pair in pairs])
-    ratio = np.log(np.concatenate(_residual_rms(pairs, state)) + 0.05) - np.log(np.concatenate(before) + 0.05)
+    after = _disagreement(pairs, state)
+    ratio = np.log(np.concatenate(after) + DISAGREEMENT_FLOOR) - np.log(np.concatenate(before) + DISAGREEMENT_FLOOR)
     ratio = ratio[held]
     energy, energy_before = (_energy(s, solved.rotation_precision) for s in (state, solved.state))
     mean = float(ratio.mean()) if len(ratio) else 0.0

@@ -175,7 +175,7 @@ def test_the_residual_is_that_of_explicit_loops(scale):
     """Each picture blurred along the other's path, sampled pixel by pixel, mean and contrast removed."""
     term, state = pair(clip(), scale, subsamples=7), clip().state
     compared = term.compare(term.geometry(state))
-    fast = term.residual_rms(term.geometry(state))
+    fast = term.disagreement(term.geometry(state))
     for n in (0, 7, 20):
         row_s = term.patches.row_s[n]
         x_a = where_seen(term, state, n, 0, term.a.mid_s + row_s[0] + term.offsets_s)
@@ -189,14 +189,14 @@ def test_the_residual_is_that_of_explicit_loops(scale):
         expected = (i_a / n_a - i_b / n_b) * common
         tolerance = 0.02 * np.abs(i_a).max()  # a 1/32 px of the look-up may round the other way
         np.testing.assert_allclose(compared.residual[n], expected.ravel(), atol=tolerance)
-        assert fast[n] == pytest.approx(np.sqrt(np.mean(compared.residual[n] ** 2)), rel=1e-4)
+        assert fast[n] == pytest.approx(np.sqrt(np.mean(compared.residual[n] ** 2)) / common, rel=0.05)
 
 
 def test_both_pictures_agree_at_the_truth_only():
     term, truth = pair(clip()), clip().state
     contrast = term.compare(term.geometry(truth)).contrast
     at_truth, interpolated = (
-        term.residual_rms(term.geometry(s)) for s in (truth, through_the_means(truth, clip().tracks))
+        term.disagreement(term.geometry(s)) for s in (truth, through_the_means(truth, clip().tracks))
     )
     assert np.median(at_truth / contrast) < 0.1
     assert np.median(interpolated) > 2 * np.median(at_truth)
@@ -206,7 +206,7 @@ def test_reversing_time_within_both_frames_is_seen():
     """Within one frame it is not; between two frames the far ends of their paths tell."""
     term, truth = pair(clip()), clip().state
     mirrored = replace(truth, c=2 * (truth.grid.mean_rows(clip().tracks.mid_s[1], EXPOSURE_S) @ truth.c) - truth.c)
-    at_truth, reversed_ = (np.median(term.residual_rms(term.geometry(s))) for s in (truth, mirrored))
+    at_truth, reversed_ = (np.median(term.disagreement(term.geometry(s))) for s in (truth, mirrored))
     assert reversed_ > 2 * at_truth
 
 
@@ -228,15 +228,14 @@ def patches_without_mean(term: PairTerm, state: SplineState) -> list[np.ndarray]
 
 
 def numeric_jacobian(term: PairTerm, state: SplineState, name: str, columns: np.ndarray, h: float) -> np.ndarray:
-    """∂residual (P, n, columns) by central differences of the knots ``name``, the patches' gains held as they are."""
-    rms = [np.sqrt((i**2).mean(axis=1, keepdims=True) + 1) for i in patches_without_mean(term, state)]
-    gain_a, gain_b = np.sqrt(rms[1] / rms[0]), np.sqrt(rms[0] / rms[1])
+    """∂residual (P, n, columns) by central differences of the knots ``name``."""
 
     def residual(sign: float, column: int) -> np.ndarray:
         knots = getattr(state, name).copy()
         knots.flat[column] += sign * h
         a, b = patches_without_mean(term, replace(state, **{name: knots}))
-        return a * gain_a - b * gain_b
+        rms = [np.sqrt((i**2).mean(axis=1, keepdims=True) + 1) for i in (a, b)]
+        return a * np.sqrt(rms[1] / rms[0]) - b * np.sqrt(rms[0] / rms[1])
 
     return np.stack([(residual(1, i) - residual(-1, i)) / (2 * h) for i in columns], axis=2)
 
@@ -315,7 +314,6 @@ def test_a_free_translation_is_refined_as_well():
     assert np.abs(out.state.d - start.d).max() > 1e-4
 
 
-@pytest.mark.xfail(reason="a longer path averages pictures away, and the gate takes that for agreement", strict=True)
 def test_pictures_that_have_nothing_in_common_are_refused():
     """Each frame shows another scene than its neighbours: what fits some patches does not fit the held-out ones."""
     c = clip()
@@ -324,7 +322,6 @@ def test_pictures_that_have_nothing_in_common_are_refused():
     assert out.gate != "accepted"
 
 
-@pytest.mark.xfail(reason="a longer path averages noise away, and the gate takes that for agreement", strict=True)
 def test_noise_is_refused():
     c, rng = clip(), np.random.default_rng(0)
     noise = [np.clip(rng.normal(128, 40, (CAMERA.height, CAMERA.width)), 0, 255).astype(np.uint8) for _ in range(4)]
