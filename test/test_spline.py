@@ -353,13 +353,20 @@ def unknown_depth(tracks: Tracks) -> dict:
     return {"rho": np.full(len(tracks.rho), 0.4), "rho_sd": ROOM_RHO_SD}
 
 
-def test_a_vehicle_loosens_the_regulariser_and_a_hand_does_not():
-    driving, spline = vehicle(1, 4.0), smoother(None)
+@pytest.mark.parametrize("speed_m_s", [4.0, 15.0])
+def test_a_vehicle_loosens_the_regulariser(speed_m_s):
+    """At 15 m/s the tracks disagree so much with a hand's regulariser that they do not even strain it."""
+    driving, spline = vehicle(1, speed_m_s), smoother(None)
     out = stream(driving, spline, **unknown_depth(driving))
     assert spline.translation_m_s > 0.015
     assert stream_error(driving, out[6:]) < 0.3 * interpolation_error(driving)
     assert out[-1][1].solution.sigma_px < 0.3  # everything has fallen in line
-    by_hand, spline = hand(1, None), smoother(None)
+
+
+@pytest.mark.parametrize("noise_px", [0.1, 4.0])
+def test_a_hand_does_not_loosen_the_regulariser(noise_px):
+    """Not even where the tracks are so noisy that it is tried."""
+    by_hand, spline = hand(1, None, noise_px=noise_px), smoother(None)
     stream(by_hand, spline, **unknown_depth(by_hand))
     assert spline.translation_m_s == 0.015
 

@@ -35,6 +35,7 @@ REVERSAL_FRAMES = 24  # windows after a start in which the reversed depth order 
 REVERSAL_EVERY = 2
 REVERSAL_ITERATIONS = 6
 TRANSLATION_STRAIN = 1.5  # prior energy per degree of freedom at which a looser regulariser is tried
+LOST_SIGMA_PX = 1.5  # likewise of the tracks' noise: at wheel speed they lose their say before they strain anything
 TRANSLATION_GAIN = 0.87  # and kept if it lowers the data cost to this share
 TRANSLATION_STEP = 3.0
 TRANSLATION_TRIAL_WINDOWS = 8
@@ -111,22 +112,22 @@ class FixedLagSpline:
     ) -> SplineSolution:
         """Loosen the translation regulariser where the tracks gain clearly by it.
 
-        It is right for a hand and far too tight for wheels or wings; strain alone does not tell, because things that
-        move on their own strain it too, but they do not fall in line when it is loosened.
+        It is right for a hand and far too tight for wheels or wings. Strain or noise alone do not tell: things that
+        move on their own cause them too, but they do not fall in line when it is loosened.
         """
         self._until_trial = max(0, self._until_trial - 1)
-        while (
-            solution.translation_energy > TRANSLATION_STRAIN
-            and not self._until_trial
-            and self.translation_m_s < MAX_TRANSLATION_M_S
-        ):
+        if self._until_trial or self._lever_arm_m is not None:
+            return solution
+        tried, kept_m_s = solution, self.translation_m_s
+        while _held_back(tried) and self.translation_m_s < MAX_TRANSLATION_M_S:
             self.translation_m_s *= TRANSLATION_STEP
-            looser = solved(solution.state, REVERSAL_ITERATIONS)
-            if looser.data_cost > TRANSLATION_GAIN * solution.data_cost:
-                self.translation_m_s /= TRANSLATION_STEP
-                self._until_trial = TRANSLATION_TRIAL_WINDOWS
-            else:
-                solution = looser
+            tried = solved(tried.state, REVERSAL_ITERATIONS)
+            if tried.data_cost <= TRANSLATION_GAIN * solution.data_cost:
+                solution, kept_m_s = tried, self.translation_m_s
+            elif tried.sigma_px <= LOST_SIGMA_PX:
+                break
+        if self.translation_m_s != kept_m_s:
+            self.translation_m_s, self._until_trial = kept_m_s, TRANSLATION_TRIAL_WINDOWS
         return solution
 
     def _with_trust(self, window: TrackWindow) -> TrackWindow:
@@ -209,6 +210,11 @@ class FixedLagSpline:
             self._lever_arm_m,
         )
         return state, R_start_from_ref
+
+
+def _held_back(solution: SplineSolution) -> bool:
+    """Whether the translation regulariser may keep the tracks from fitting."""
+    return solution.translation_energy > TRANSLATION_STRAIN or solution.sigma_px > LOST_SIGMA_PX
 
 
 def _depth_reversed(state: SplineState) -> SplineState:
