@@ -25,6 +25,22 @@ def hat(v: ArrayLike) -> FloatArray:
     return out
 
 
+def rotate(phi: ArrayLike, v: ArrayLike) -> FloatArray:
+    """exp(φ) v without the matrices; φ and v (..., 3), broadcast against each other."""
+    phi, v = np.asarray(phi, float), np.asarray(v, float)
+    theta2 = np.einsum("...i,...i->...", phi, phi)[..., None]
+    theta = np.sqrt(theta2)
+    half = np.sinc(theta / (2 * np.pi))  # sin(θ/2) / (θ/2)
+    once = _cross(phi, v)
+    return v + np.sinc(theta / np.pi) * once + 0.5 * half**2 * _cross(phi, once)
+
+
+def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
+    ax, ay, az = a[..., 0], a[..., 1], a[..., 2]
+    bx, by, bz = b[..., 0], b[..., 1], b[..., 2]
+    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=-1)
+
+
 def exp(phi: ArrayLike) -> FloatArray:
     """Rotation matrix of a rotation vector (Rodrigues); (..., 3) → (..., 3, 3)."""
     phi = np.asarray(phi, float)

@@ -90,14 +90,20 @@ def through_the_means(truth: SplineState, tracks: Tracks) -> SplineState:
     return replace(truth, c=c)
 
 
-def pair(clip: Clip, scale: int = 2, subsamples: int = 15, frames: list[np.ndarray] | None = None) -> PairTerm:
+def pair(
+    clip: Clip,
+    scale: int = 2,
+    subsamples: int = 15,
+    frames: list[np.ndarray] | None = None,
+    like: SplineState | None = None,
+) -> PairTerm:
     """Frames 1 and 2 with every patch that lies well inside both."""
     frames = frames or clip.frames
     a, b = (view(frames[k], scale, float(clip.tracks.mid_s[k])) for k in (1, 2))
     at = clip.tracks.ideal[:, 1:3]
     j = np.flatnonzero(np.all((at > 30) & (at < [CAMERA.width - 30, CAMERA.height - 30]), axis=(1, 2)))
     patches = Patches(j, at[j, 0], at[j, 0], clip.tracks.row_s[j, 1:3], np.zeros(len(j), bool))
-    return PairTerm(a, b, patches, CAMERA, EXPOSURE_S, subsamples)
+    return PairTerm(a, b, patches, CAMERA, EXPOSURE_S, subsamples, like or clip.state)
 
 
 # --- the view ---------------------------------------------------------------------------------------------------------
@@ -223,7 +229,7 @@ def smooth_pictures() -> list[np.ndarray]:
 def patches_without_mean(term: PairTerm, state: SplineState) -> list[np.ndarray]:
     """Both blurred patches (P, n), their contrast still in them."""
     centres = term._centres(term.geometry(state))
-    blurred = [term._sampled(seen.light, at)[..., 0].mean(axis=1) for seen, at in zip((term.a, term.b), centres)]
+    blurred = [term._sampled(seen.light, at).mean(axis=1) for seen, at in zip((term.a, term.b), centres)]
     return [i - i.mean(axis=1, keepdims=True) for i in blurred]
 
 
@@ -246,13 +252,13 @@ def test_the_jacobian_is_the_difference_of_the_residual(lever_arm_m):
     truth = clip().state
     d = 0.01 * rng.normal(size=truth.d.shape)
     state = replace(truth, lever_arm_m=lever_arm_m, d=d, rho=rng.uniform(0.3, 1.5, N_POINTS))
-    term = pair(clip(), 2, 9, smooth_pictures())
+    term = pair(clip(), 2, 9, smooth_pictures(), state)
     g = term.geometry(state)
     free = lever_arm_m is None
-    J = term.jacobian(g, term.compare(g), free).astype(float)
-    n_rot = 3 * (g.knots.stop - g.knots.start)
+    J = term.jacobian(g, term.compare(g)).astype(float)
+    n_rot = 3 * (term.knots.stop - term.knots.start)
     assert J.shape[2] == n_rot + (3 * state.translation_grid.count if free else 0)
-    rotation = numeric_jacobian(term, state, "c", 3 * g.knots.start + np.arange(n_rot), 2e-3)
+    rotation = numeric_jacobian(term, state, "c", 3 * term.knots.start + np.arange(n_rot), 2e-3)
     assert np.linalg.norm(J[..., :n_rot] - rotation) < 0.07 * np.linalg.norm(rotation)
     if free:
         translation = numeric_jacobian(term, state, "d", np.arange(state.d.size), 5e-3)

@@ -110,3 +110,13 @@ def test_mean_of_a_symmetric_pair_is_their_middle(phi, half_angle, axis):
     pair = np.stack([middle @ so3.exp(axis * half_angle), middle @ so3.exp(-axis * half_angle)])
     np.testing.assert_allclose(so3.mean(pair), middle, atol=1e-9)
     np.testing.assert_allclose(so3.mean(pair, weights=[1.0, 0.0]), pair[0], atol=1e-9)
+
+
+@given(vectors, unit)
+def test_rotate_is_the_matrix_times_the_vector(phi, v):
+    np.testing.assert_allclose(so3.rotate(phi, v), so3.exp(phi) @ v, atol=1e-13)
+
+
+def test_rotate_broadcasts():
+    phi, v = np.full((4, 1, 3), 0.1), np.ones((5, 3))
+    np.testing.assert_allclose(so3.rotate(phi, v), np.einsum("nkij,kj->nki", so3.exp(phi), v), atol=1e-15)
