@@ -91,7 +91,7 @@ class Pipeline:
         self._crossblur = crossblur.CrossBlur(
             config.crossblur_patches, config.crossblur_pairs, config.crossblur_iterations
         )
-        self._depth = DepthPrior()
+        self._depth = DepthPrior(scale_is_observable=lever_arm_m is not None)
         self._timing = TimingEstimator(config.exposure_ns, config.readout_ns, config.samples_per_frame)
         self._period_ns = ASSUMED_PERIOD_NS
         self.shutter = self._resolved_shutter()
@@ -161,7 +161,7 @@ class Pipeline:
         row_s = self.shutter.row_offset_s(pixels[seen, 1], frame.camera.height)
         last = self._posed[-1] if self._posed else None
         R_guess = last.R_start_from_cam if last else self._R_start_from_segment
-        rho, rho_sd = self._depth.inverse_depths(frame.camera, ideal[:, None], R_guess[None], R_guess)
+        rho, rho_sd, _ = self._depth.inverse_depths(frame.camera, ideal[:, None], R_guess[None], R_guess)
         sparse = self._optics.add(
             optics.Sightings(
                 frame.index, frame.mid_ns, self._exposure_s, frame.camera, self._tracker.table.ids[seen], ideal, row_s,
@@ -187,10 +187,10 @@ class Pipeline:
         ideal = np.full(raw.shape, np.nan)
         ideal[seen] = camera.undistort(raw[seen])
         R = np.array([p.R_start_from_cam for p in window])
-        rho, rho_sd = self._depth.inverse_depths(camera, ideal, R, R[len(R) // 2])
+        rho, rho_sd, shared_sd = self._depth.inverse_depths(camera, ideal, R, R[len(R) // 2])
         row_s = self.shutter.row_offset_s(raw[:, :, 1], camera.height)
         mid_s = np.array([p.frame.mid_ns - self._origin_ns for p in window]) * 1e-9
-        return TrackWindow(table.ids[long], ideal, row_s, mid_s, rho, rho_sd, np.ones(len(rho))), raw
+        return TrackWindow(table.ids[long], ideal, row_s, mid_s, rho, rho_sd, np.ones(len(rho)), shared_sd), raw
 
     def _solve(self, window: TrackWindow) -> StreamSolution | None:
         """The track spline of the newest window; None (counted) where there is too little to solve."""
@@ -215,6 +215,7 @@ class Pipeline:
         phi = state.grid.mean_rows(window.mid_s, self._exposure_s) @ state.c
         for p, R in zip(posed, stream.R_start_from_ref @ so3.exp(phi)):
             p.R_start_from_cam = R
+        self._depth.learn_level(state.rho)
         return stream
 
     def _refine(

@@ -39,7 +39,7 @@ def on_the_plane() -> np.ndarray:
 
 
 def test_without_a_map_an_ordinary_room_is_assumed():
-    rho, sd = DepthPrior().inverse_depths(CAMERA, GRID[:, None], EYE[None], EYE)
+    rho, sd, _ = DepthPrior().inverse_depths(CAMERA, GRID[:, None], EYE[None], EYE)
     np.testing.assert_array_equal(rho, np.full(len(GRID), ASSUMED_RHO))
     np.testing.assert_array_equal(sd, np.full(len(GRID), ASSUMED_RHO_SD))
 
@@ -51,7 +51,7 @@ def test_a_plane_is_found_again_whatever_turned(R_start_from_map, R_start_from_f
     prior.set_map(tilted_plane(CAMERA, 320, 240), R_start_from_map)
     points = on_the_plane() @ R_start_from_map.T  # of the plane as the map's camera sees it, in the start frame
     ideal, R_frames = one_sighting(R_start_from_frame, points)
-    rho, sd = prior.inverse_depths(CAMERA, ideal, R_frames, R_start_from_ref)
+    rho, sd, _ = prior.inverse_depths(CAMERA, ideal, R_frames, R_start_from_ref)
     truth = 1 / (points @ R_start_from_ref)[:, 2]
     np.testing.assert_allclose(rho, truth, rtol=0.003)  # half a pixel of the map's raster
     np.testing.assert_array_less(sd, 0.1 * truth + 0.011)
@@ -61,7 +61,7 @@ def test_a_plane_is_found_again_whatever_turned(R_start_from_map, R_start_from_f
 def test_a_map_of_another_resolution_covers_the_same_picture(size):
     prior = DepthPrior()
     prior.set_map(tilted_plane(CAMERA, *size), EYE)
-    rho, _ = prior.inverse_depths(CAMERA, GRID[:, None], EYE[None], EYE)
+    rho, *_ = prior.inverse_depths(CAMERA, GRID[:, None], EYE[None], EYE)
     np.testing.assert_allclose(rho, CAMERA.rays(GRID) @ (0.1, -0.05, 0.5), atol=0.3 / size[0])
 
 
@@ -73,7 +73,7 @@ def test_a_step_in_depth_lies_on_the_right_pixel(scale):
     prior = DepthPrior()
     prior.set_map(depth, EYE)
     points = np.array([[99.4, 120.0], [99.6, 120.0]])
-    rho, _ = prior.inverse_depths(CAMERA, points[:, None], EYE[None], EYE)
+    rho, *_ = prior.inverse_depths(CAMERA, points[:, None], EYE[None], EYE)
     np.testing.assert_allclose(rho, [0.25, 1.0])
 
 
@@ -85,10 +85,10 @@ def test_holes_and_what_lies_outside_fall_back_to_the_room(hole):
     prior.set_map(depth, so3.exp([0.0, 0.5, 0.0]))  # the map looks to the side: the picture's left is not in it
     R = so3.exp([0.0, 0.5, 0.0])
     points = np.array([[160.0, 120.0], [40.0, 120.0], [160.0, 60.0]])
-    rho, sd = prior.inverse_depths(CAMERA, points[:, None], R[None], R)
+    rho, sd, _ = prior.inverse_depths(CAMERA, points[:, None], R[None], R)
     assert (rho[0], sd[0]) == (ASSUMED_RHO, ASSUMED_RHO_SD)
     np.testing.assert_allclose(rho[1:], 0.5)
-    rho, sd = prior.inverse_depths(CAMERA, points[1:2, None], EYE[None], EYE)
+    rho, sd, _ = prior.inverse_depths(CAMERA, points[1:2, None], EYE[None], EYE)
     assert (rho[0], sd[0]) == (ASSUMED_RHO, ASSUMED_RHO_SD)
 
 
@@ -96,7 +96,7 @@ def test_rays_that_point_backwards_are_not_looked_up():
     prior = DepthPrior()
     prior.set_map(np.full((240, 320), 2.0, np.float32), EYE)
     behind = so3.exp([0.0, np.pi, 0.0])
-    rho, sd = prior.inverse_depths(CAMERA, GRID[:, None], behind[None], behind)
+    rho, sd, _ = prior.inverse_depths(CAMERA, GRID[:, None], behind[None], behind)
     assert np.all(rho == ASSUMED_RHO)
     assert np.all(sd == ASSUMED_RHO_SD)
 
@@ -110,7 +110,7 @@ def test_a_map_has_its_cameras_distortion(lens):
     prior = DepthPrior()
     prior.set_map(tilted_plane(camera, 320, 240), EYE)
     points = on_the_plane()
-    rho, _ = prior.inverse_depths(camera, camera.project(points @ R)[:, None], R[None], EYE)
+    rho, *_ = prior.inverse_depths(camera, camera.project(points @ R)[:, None], R[None], EYE)
     np.testing.assert_allclose(rho, 1 / points[:, 2], rtol=0.004)
 
 
@@ -139,12 +139,12 @@ def test_the_newest_sighting_counts():
     points = on_the_plane()
     misleading, newest = CAMERA.project(points) + 40.0, CAMERA.project(points @ turned)
     ideal = np.stack([misleading, newest, np.full(GRID.shape, np.nan)], axis=1)
-    rho, _ = prior.inverse_depths(CAMERA, ideal, np.stack([EYE, turned, EYE]), EYE)
+    rho, *_ = prior.inverse_depths(CAMERA, ideal, np.stack([EYE, turned, EYE]), EYE)
     np.testing.assert_allclose(rho, 1 / points[:, 2], rtol=0.003)
 
 
 def test_no_points_are_no_trouble():
     prior = DepthPrior()
     prior.set_map(np.full((240, 320), 2.0, np.float32), EYE)
-    rho, sd = prior.inverse_depths(CAMERA, np.zeros((0, 1, 2)), EYE[None], EYE)
+    rho, sd, _ = prior.inverse_depths(CAMERA, np.zeros((0, 1, 2)), EYE[None], EYE)
     assert rho.shape == sd.shape == (0,)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 from scipy.spatial.transform import Rotation
 from synthetic_tracks import CAMERA, LEVER_ARM_M, Tracks, follow, swaying
 
@@ -15,6 +16,7 @@ from perspblur_ros.bspline import KnotGrid
 from perspblur_ros.camera import Camera
 from perspblur_ros.motion_prior import knot_precision, translation_precision
 from perspblur_ros.spline import FixedLagSpline, SplineSolution, StreamSolution, TrackWindow, solve
+from perspblur_ros.spline.inverse_depth import FLAT_SD, measured_depths
 from perspblur_ros.spline.window import (
     ABSOLUTE_SIGMA_RATIO,
     GAUGE_PRECISION,
@@ -92,8 +94,16 @@ class DenseTwin:
             Q = translation_precision(t_grid.count, t_grid.spacing_s, SPEED_M_S, acceleration)
             P[n_c : n_c + n_d, n_c : n_c + n_d] = np.kron(Q, np.eye(3))
         at = n_c + n_d + n_ray
-        off2 = ((self.guess.rho - self.window.rho) / self.window.rho_sd) ** 2
-        P[at:, at:] = np.diag(1 / self.window.rho_sd**2 / (1 + off2 / RHO_TAIL)) / TEMPER
+        off, shared = self.guess.rho - self.window.rho, np.broadcast_to(self.window.rho_shared_sd, len(self.guess.rho))
+
+        def cost(level: float) -> float:
+            off2 = ((off - shared * level) / self.window.rho_sd) ** 2
+            return level**2 + np.sum(RHO_TAIL * np.log1p(off2 / RHO_TAIL)) / TEMPER
+
+        level = minimize_scalar(cost, tol=1e-12).x
+        off2 = ((off - shared * level) / self.window.rho_sd) ** 2
+        p = 1 / self.window.rho_sd**2 / (1 + off2 / RHO_TAIL) / TEMPER
+        P[at:, at:] = np.diag(p) - np.outer(p * shared, p * shared) / (1 + p @ shared**2)  # the level eliminated
         return P
 
     def gauge(self) -> np.ndarray:
@@ -146,16 +156,21 @@ def near_guess(tracks: Tracks, window: TrackWindow, lever_arm_m: np.ndarray | No
     return SplineState(grid, c, t_grid, d, window.ids, ray, window.rho * 1.1, ref_s, lever_arm_m)
 
 
-@pytest.fixture(scope="module", params=LEVER_ARMS, ids=["lever arm", "free translation"])
+@pytest.fixture(
+    scope="module", params=[(LEVER_ARM_M, 0.0), (LEVER_ARM_M, 0.3), (None, 0.0)],
+    ids=["lever arm", "lever arm and unknown level", "free translation"],
+)
 def one_step(request) -> tuple[DenseTwin, SplineSolution, np.ndarray, np.ndarray]:
     """The twin, the solver's first step from the same guess, and the twin's Hessian and gradient."""
-    tracks = small_tracks(request.param)
+    lever_arm_m, shared_sd = request.param
+    tracks = small_tracks(lever_arm_m)
     window = tracks.window(0, 5)
     ideal = window.ideal.copy()
     ideal[2, 3] = np.nan  # one gap
     ideal[6] += np.linspace(0, 6, 5)[:, None]  # one thing that moves on its own
-    window = replace(window, ideal=ideal, trust=np.linspace(0.3, 1.0, len(ideal)))
-    guess = near_guess(tracks, window, request.param)
+    shared = shared_sd * np.linspace(0.5, 1, len(ideal))
+    window = replace(window, ideal=ideal, trust=np.linspace(0.3, 1.0, len(ideal)), rho_shared_sd=shared)
+    guess = near_guess(tracks, window, lever_arm_m)
     twin = DenseTwin(window, CAMERA, tracks.exposure_s, guess)
     solution = solve(
         window, CAMERA, tracks.exposure_s, guess, amplitude=AMPLITUDE, translation_m_s=SPEED_M_S, max_iterations=1
@@ -182,6 +197,22 @@ def test_information_is_the_dense_system_without_the_landmarks(one_step):
     np.testing.assert_allclose(solution.information, reduced, rtol=1e-4, atol=1e-6 * np.abs(reduced).max())
     prior = (twin.precision() + twin.gauge())[:n, :n]
     np.testing.assert_allclose(solution.tracks, reduced - prior, rtol=1e-4, atol=1e-5 * np.abs(solution.tracks).max())
+
+
+def test_measured_depths_are_those_of_the_dense_system(one_step):
+    """One step without the prior on ρ, and the ρ block of the whole inverse."""
+    twin = one_step[0]
+    window = replace(twin.window, rho_sd=np.full(len(twin.guess.rho), FLAT_SD), rho_shared_sd=np.zeros(1))
+    flat = DenseTwin(window, CAMERA, twin.exposure_s, twin.guess)
+    H, gradient = flat.system()
+    solution = replace(one_step[1], state=twin.guess, sigma_px=flat.sigma_px)
+    measured = measured_depths(twin.window, CAMERA, twin.exposure_s, solution, SPEED_M_S)
+    at, covariance = sum(twin.sizes[:3]), np.linalg.inv(H)
+    sd = np.sqrt(covariance.diagonal()[at:])
+    np.testing.assert_allclose(measured.covariance, covariance[at:, at:], rtol=1e-3, atol=1e-4 * np.min(sd) ** 2)
+    expected = twin.guess.rho - np.linalg.solve(H, gradient)[at:]
+    np.testing.assert_allclose((measured.rho - expected) / sd, 0.0, atol=1e-3)
+    assert np.all((measured.prior_share > 0) & (measured.prior_share < 1))
 
 
 # --- windows and streams against the truth ----------------------------------------------------------------------------

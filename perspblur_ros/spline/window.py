@@ -14,7 +14,7 @@ their errors. Landmarks are eliminated by the Schur complement.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ MIN_RATE_AMPLITUDE = 0.03
 GAUGE_PRECISION = 1e8
 MIN_TRACK_LENGTH = 3
 RHO_RANGE = (0.0, 5.0)
+LEVEL_ITERATIONS = 5
 RHO_TAIL = 4.0  # of the Student-like prior on inverse depth, in its variances: something may be very near
 
 
@@ -50,6 +51,7 @@ class TrackWindow:
     mid_s       T, mid-exposure of each frame's middle row from the segment's origin, increasing
     rho, rho_sd N, inverse-depth prior 1/m
     trust       N, in (0, 1]: how well each track agreed with the others so far
+    rho_shared_sd  (N,) or (1,), 1/m: an error of the prior that all tracks have in common (its level), beside rho_sd
     """
 
     ids: NDArray[np.int64]
@@ -59,6 +61,7 @@ class TrackWindow:
     rho: FloatArray
     rho_sd: FloatArray
     trust: FloatArray
+    rho_shared_sd: FloatArray = field(default_factory=lambda: np.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,23 @@ class _Problem:
         cost = float(np.sum(state.c * (self.Q @ state.c)))
         if self.free_translation:
             cost += float(np.sum(state.d * (self.Qt @ state.d)))
-        off2 = ((state.rho - self.window.rho) / self.window.rho_sd) ** 2
-        return cost + float(np.sum(RHO_TAIL * np.log1p(off2 / RHO_TAIL))) / TEMPER
+        off, _, level = self.rho_prior(state.rho)
+        off2 = (off / self.window.rho_sd) ** 2
+        return cost + level**2 + float(np.sum(RHO_TAIL * np.log1p(off2 / RHO_TAIL))) / TEMPER
+
+    def rho_prior(self, rho: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        """Offsets of ρ from the prior (N,), their precisions (N,), and the prior's shared error in its deviations.
+
+        The shared error is that which fits the offsets best (iteratively re-weighted, for the precisions are robust).
+        """
+        w, level = self.window, 0.0
+        for _ in range(LEVEL_ITERATIONS):
+            off = rho - w.rho - w.rho_shared_sd * level
+            precision = 1 / w.rho_sd**2 / TEMPER / (1 + (off / w.rho_sd) ** 2 / RHO_TAIL)
+            pull = precision * w.rho_shared_sd
+            level += float((pull @ off - level) / (1 + pull @ np.broadcast_to(w.rho_shared_sd, len(pull))))
+        off = rho - w.rho - w.rho_shared_sd * level
+        return off, 1 / w.rho_sd**2 / TEMPER / (1 + (off / w.rho_sd) ** 2 / RHO_TAIL), level
 
     def data_cost(self, frames: list[_FrameGeometry], sigma_px: float) -> float:
         """Robust, tempered cost of what was tracked."""
@@ -244,8 +262,11 @@ def _robust_cost(e: FloatArray, trust: FloatArray) -> float:
 
 
 @dataclass
-class _Normal:
-    """Reduced normal equations: S x = −b over the trajectory, and what the landmarks need for back-substitution."""
+class Normal:
+    """Reduced normal equations: S x = −b over the trajectory, and what the landmarks need for back-substitution.
+
+    The last column of ``cross`` belongs to the level of the inverse-depth prior, δ = −level_b − level_row x.
+    """
 
     S: FloatArray
     b: FloatArray
@@ -253,14 +274,21 @@ class _Normal:
     g_landmark: FloatArray
     cross: FloatArray
     S_tracks: FloatArray
+    level_row: FloatArray
+    level_b: float
+    level_variance: float
+
+    def with_level(self, x: FloatArray) -> FloatArray:
+        """Columns over the trajectory, (n,) or (n, m), with the level's own below them."""
+        return np.append(x, [-self.level_b - self.level_row @ x], axis=0)
 
 
 def _normal_equations(
     problem: _Problem, state: SplineState, frames: list[_FrameGeometry], sigma_px: float, damping: float
-) -> _Normal:
+) -> Normal:
     n, N = problem.n_rot + problem.n_trans, len(state.rho)
-    H, g = np.zeros((n, n)), np.zeros(n)
-    H_l, g_l, cross = np.zeros((N, 3, 3)), np.zeros((N, 3)), np.zeros((N, 3, n))
+    H, g = np.zeros((n + 1, n + 1)), np.zeros(n + 1)
+    H_l, g_l, cross = np.zeros((N, 3, 3)), np.zeros((N, 3)), np.zeros((N, 3, n + 1))
     for group in problem.linearise(state, frames):
         if len(group.tracks) == 0:
             continue
@@ -280,18 +308,24 @@ def _normal_equations(
         JJ = J_lT @ J
         cross[group.tracks, :, rot] += JJ[:, :, : rot.stop - rot.start]
         if problem.n_trans:
-            cross[group.tracks, :, problem.n_rot :] += JJ[:, :, rot.stop - rot.start :]
-    off2 = ((state.rho - problem.window.rho) / problem.window.rho_sd) ** 2
-    rho_precision = 1 / problem.window.rho_sd**2 / TEMPER / (1 + off2 / RHO_TAIL)
-    H_l[:, 2, 2] += rho_precision
-    g_l[:, 2] += rho_precision * (state.rho - problem.window.rho)
+            cross[group.tracks, :, problem.n_rot : n] += JJ[:, :, rot.stop - rot.start :]
+    off, precision, level = problem.rho_prior(state.rho)
+    pull = precision * problem.window.rho_shared_sd
+    H_l[:, 2, 2] += precision
+    g_l[:, 2] += precision * off
+    cross[:, 2, n] -= pull
+    H[n, n] = 1 + np.sum(pull * problem.window.rho_shared_sd)
+    g[n] = level - np.sum(pull * off)
     H_l[:, 0, 0] += 1 / TEMPER
     H_l[:, 1, 1] += 1 / TEMPER
     H_l += damping * H_l * np.eye(3)
     H_inv = np.linalg.inv(H_l)
-    reduced = np.matmul(H_inv, cross).reshape(3 * N, n)
-    S_tracks = H - cross.reshape(3 * N, n).T @ reduced
+    reduced = np.matmul(H_inv, cross).reshape(3 * N, n + 1)
+    H -= cross.reshape(3 * N, n + 1).T @ reduced
     g -= reduced.T @ g_l.ravel()
+    level_row, level_b, level_variance = H[n, :n] / H[n, n], g[n] / H[n, n], 1 / H[n, n]
+    S_tracks = H[:n, :n] - np.outer(level_row, H[n, :n])
+    g = g[:n] - level_row * g[n]
     S = S_tracks.copy()
     rot = slice(0, problem.n_rot)
     S[rot, rot] += np.kron(problem.Q_gauge, np.eye(3))
@@ -300,13 +334,13 @@ def _normal_equations(
         trans = slice(problem.n_rot, n)
         S[trans, trans] += np.kron(problem.Qt, np.eye(3))
         g[trans] += (problem.Qt @ state.d).ravel()
-    return _Normal(S, g, H_inv.astype(float), g_l, cross, S_tracks)
+    return Normal(S, g, H_inv.astype(float), g_l, cross, S_tracks, level_row, float(level_b), float(level_variance))
 
 
-def _step(problem: _Problem, state: SplineState, normal: _Normal, damping: float) -> SplineState:
+def _step(problem: _Problem, state: SplineState, normal: Normal, damping: float) -> SplineState:
     S = normal.S + damping * np.diag(np.diag(normal.S))
     x = -np.linalg.solve(S, normal.b)
-    landmark = -np.einsum("nab,nb->na", normal.H_landmark_inv, normal.g_landmark + normal.cross @ x)
+    landmark = -np.einsum("nab,nb->na", normal.H_landmark_inv, normal.g_landmark + normal.cross @ normal.with_level(x))
     return replace(
         state,
         c=state.c + x[: problem.n_rot].reshape(-1, 3),
@@ -348,11 +382,19 @@ def solve(
     return _solution(problem, state, frames, normal, amplitude, iterations)
 
 
+def linearised(
+    window: TrackWindow, camera: Camera, exposure_s: float, solution: SplineSolution, translation_m_s: float
+) -> Normal:
+    """The normal equations of ``window`` at a solution."""
+    problem = _Problem(window, camera, exposure_s, solution.state, solution.amplitude, translation_m_s)
+    return _normal_equations(problem, solution.state, problem.frames(solution.state), solution.sigma_px, 0.0)
+
+
 def _solution(
     problem: _Problem,
     state: SplineState,
     frames: list[_FrameGeometry],
-    normal: _Normal,
+    normal: Normal,
     amplitude: float,
     iterations: int,
 ) -> SplineSolution:

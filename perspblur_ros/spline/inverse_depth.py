@@ -1,0 +1,58 @@
+"""What a solved window measured of its tracks' inverse depths, and how well; computed when asked, not per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..camera import Camera
+from .window import SplineSolution, TrackWindow, linearised
+
+FloatArray = NDArray[np.float64]
+
+FLAT_SD = 1e3  # 1/m
+
+
+@dataclass(frozen=True)
+class MeasuredDepths:
+    """Inverse depths at the window's reference time as the tracks alone give them, the prior taken out again.
+
+    rays         (N, 2), ideal rays (x, y, 1) of the tracks in the reference frame
+    rho          (N,) 1/m; below zero where the noise says so
+    covariance   (N, N) of rho: each track's own noise, and the trajectory's uncertainty, which all share
+    prior_share  (N,), in [0, 1]: how much of the solved inverse depth is the prior's
+    """
+
+    ids: NDArray[np.int64]
+    rays: FloatArray
+    rho: FloatArray
+    covariance: FloatArray
+    prior_share: FloatArray
+
+
+def measured_depths(
+    window: TrackWindow, camera: Camera, exposure_s: float, solution: SplineSolution, translation_m_s: float
+) -> MeasuredDepths:
+    """One Gauss–Newton step from the solution without the prior on ρ, and the marginal covariance of its ρ.
+
+    With the landmark blocks H_l, their coupling W to the trajectory and the reduced system S, the marginal covariance
+    is H_l⁻¹ + H_l⁻¹ W S⁻¹ (H_l⁻¹ W)ᵀ, tempered like all that comes from tracks (Triggs et al. 2000, Bundle Adjustment:
+    A Modern Synthesis, sections 6.1 and 8). Raises LinAlgError where the system is singular.
+    """
+    state = solution.state
+    flat = replace(window, rho_sd=np.full(len(window.ids), FLAT_SD), rho_shared_sd=np.zeros(1))
+    normal = linearised(flat, camera, exposure_s, solution, translation_m_s)
+    coupling = np.einsum("nb,nbm->nm", normal.H_landmark_inv[:, 2], normal.cross[:, :, :-1])
+    solved = np.linalg.solve(normal.S, np.column_stack([coupling.T, normal.b]))
+    own = np.einsum("nb,nb->n", normal.H_landmark_inv[:, 2], normal.g_landmark)
+    covariance = np.diag(normal.H_landmark_inv[:, 2, 2]) + coupling @ solved[:, :-1]
+    variance = covariance.diagonal()
+    return MeasuredDepths(
+        state.ids,
+        state.ray,
+        state.rho - own + coupling @ solved[:, -1],
+        covariance,
+        variance / (variance + window.rho_sd**2),
+    )
