@@ -15,22 +15,28 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 
 
+def _arms(x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(2 − |x|)₊ and (1 − |x|)₊: the basis function and its relatives are differences of their powers."""
+    outer = 2 - np.abs(x)
+    return np.maximum(outer, 0), np.maximum(outer - 1, 0)
+
+
 def _cubic(x: FloatArray) -> FloatArray:
-    a = np.abs(x)
-    return np.where(a < 1, 2 / 3 - a * a + a**3 / 2, np.clip(2 - a, 0, None) ** 3 / 6)
+    outer, inner = _arms(x)
+    return (outer * outer * outer - 4 * (inner * inner * inner)) / 6
 
 
 def _cubic_slope(x: FloatArray) -> FloatArray:
-    a = np.abs(x)
-    return np.sign(x) * np.where(a < 1, -2 * a + 1.5 * a * a, -(np.clip(2 - a, 0, None) ** 2) / 2)
+    outer, inner = _arms(x)
+    return np.sign(x) * (4 * (inner * inner) - outer * outer) / 2
 
 
 def _cubic_integral(x: FloatArray) -> FloatArray:
     """∫_{−∞}^{x} of the cubic basis function (0 … 1)."""
-    a = np.abs(x)
-    inner = 2 * a / 3 - a**3 / 3 + a**4 / 8
-    outer = 0.5 - np.clip(2 - a, 0, None) ** 4 / 24
-    return 0.5 + np.sign(x) * np.where(a < 1, inner, outer)
+    outer, inner = _arms(x)
+    outer *= outer
+    inner *= inner
+    return 0.5 + np.sign(x) * (0.5 - (outer * outer - 4 * (inner * inner)) / 24)
 
 
 @dataclass(frozen=True)
