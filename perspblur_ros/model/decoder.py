@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..engine.interface import CAMERA_VALUES, DCT_ORDERS
 from .layers import CrossBlock, join_heads, split_heads
-from .presets import CAMERA_VALUES, DCT_ORDERS, Preset
+from .presets import Preset
 
 SCALE_FLOOR_PX = 0.3  # added to the path's size, so that a resting camera does not divide by zero
 DISTANCES = 30  # relative positions are counted in this share of a frame, whatever the number of samples
@@ -44,7 +45,7 @@ class TrajectoryNetwork(nn.Module):
 
         frame_tokens (B, P, d)    Self-Window of the frame's features, no window embedding
         depth_features (B, P, d)  last features of the depth decoder; zeros before the first window is finished
-        camera (B, C)             see ``presets.CAMERA_VALUES``
+        camera (B, C)             see ``engine.interface.camera_values``
         trajectory (B, n, 3)      the sparse path, interpolated, about its frame mean
         guess (B, n, 6)           a better path where there is one, and its sd; the paper's form: trajectory and ones
         """

@@ -8,9 +8,6 @@ from typing import Any
 
 from ..errors import ConfigError
 
-CAMERA_VALUES = 8  # f/width, 10 exposure_s, 10 period_s, 10 readout_s, 5 lever_arm xyz [m], 1 if the lever arm is known
-DCT_ORDERS = 4  # orders 1 to 4 of the path about its frame mean; 0.016 of the motion lies above them
-
 
 @dataclass(frozen=True)
 class Preset:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..engine.interface import CAMERA_VALUES
 from .layers import CrossBlock, SelfBlock
-from .presets import CAMERA_VALUES, Preset
+from .presets import Preset
 
 
 class WindowEmbedding(nn.Module):
