@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / NAME
 VOCABULARY, MATHEMATICS, COMPONENT, COMPOSITION, OFFLINE, ROS, CLI = range(7)
 LAYERS = {
     **dict.fromkeys(("__init__", "camera", "config", "errors", "share", "types"), VOCABULARY),
-    **dict.fromkeys(("bspline", "displacement", "motion_prior", "so3", "spline_state"), MATHEMATICS),
+    **dict.fromkeys(("bspline", "detail_basis", "displacement", "motion_prior", "so3", "spline_state"), MATHEMATICS),
     **dict.fromkeys(("calibration", "pipeline"), COMPOSITION),
     **dict.fromkeys(("bench", "evaluation", "export", "model", "sim", "training"), OFFLINE),
     "ros": ROS,
