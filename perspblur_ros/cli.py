@@ -244,6 +244,41 @@ def bench(
 
 
 @app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="depth, or trajectory (everything else frozen).", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run: state, best checkpoint, curves.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Training configuration; default: the shipped one of the tiny preset.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder; without it scikit-image's pictures and simulated hands.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
+    sharp: Annotated[bool, typer.Option("--sharp", help="Depth: on sharp, still pictures, for comparison.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train a network on rendered clips. Needs the extra [train]."""
+    from .share import share_path
+
+    if stage not in ("depth", "trajectory"):
+        raise ConfigError(f"stage '{stage}' is none of depth, trajectory")
+    if sharp and stage != "depth":
+        raise ConfigError("--sharp is a comparison of the depth stage")
+    path = config or share_path("config", "training", "tiny.yaml")
+    with _train_extra():
+        if stage == "depth":
+            from .training import depth
+
+            best = depth.run(path, data, out, resume, minutes, blurred=not sharp, device=device)
+        else:
+            from .training import trajectory
+
+            best = trajectory.run(path, data, out, resume, minutes, device=device)
+    _say(f"best at step {best['step']:.0f}: {out / 'best.safetensors'}")
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: libraries, ROS, middleware, inference, leftovers.
 
@@ -360,6 +395,17 @@ def _refuse_existing(path: Path) -> None:
     """Before minutes of rendering, not after."""
     if path.exists():
         raise ConfigError(f"{path} exists already and is not overwritten")
+
+
+@contextmanager
+def _train_extra() -> Iterator[None]:
+    """A missing training library ends in one sentence that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("onnx", "onnxscript", "safetensors", "torch", "transformers"):
+            raise
+        raise ConfigError(f"'{error.name}' is missing: pip install 'perspblur_ros[train]' installs it") from None
 
 
 @contextmanager
