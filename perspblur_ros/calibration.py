@@ -399,10 +399,15 @@ class TimingEstimator:
         self._wait_frames = ROUND_EVERY_FRAMES
 
     def learn_period(self, period_ns: int) -> None:
-        """The frame period; as long as nothing was measured, the exposure is assumed as a share of it."""
+        """The frame period; ``resolved`` follows slowly."""
         self._period_s = period_ns * 1e-9
+
+    def assume(self) -> None:
+        """A stream begins: what is not known, and was not measured yet, as a share of the frame period."""
         if not self._exposure_known and not self._exposure.probes:
             self._exposure_s = ASSUMED_DUTY * self._period_s
+        if not self._readout_known and not self._readout.probes:
+            self._readout_s = min(ASSUMED_READOUT_S, self._period_s)
 
     @property
     def resolved(self) -> tuple[int, int]:
@@ -459,10 +464,14 @@ class TimingEstimator:
         """A small step towards what the probes say, if they say anything."""
         most_s = self._creep * self._period_s
         exposure_s, readout_s = self._exposure_s, self._readout_s
-        wanted_s = self._exposure.target(exposure_s, self._exposure_demand())
-        self._exposure_s += _limited(min(max(wanted_s, 0.0), self._period_s) - exposure_s, most_s)
-        wanted_s = self._readout.target(readout_s, readout_demand(exposure_s))
-        self._readout_s += _limited(min(max(wanted_s, 0.0), self._period_s) - readout_s, most_s)
+        if not self._exposure_known:
+            wanted_s = ASSUMED_DUTY * self._period_s
+            if self._exposure.probes:
+                wanted_s = self._exposure.target(exposure_s, self._exposure_demand())
+            self._exposure_s += _limited(min(max(wanted_s, 0.0), self._period_s) - exposure_s, most_s)
+        if not self._readout_known:
+            wanted_s = self._readout.target(readout_s, readout_demand(exposure_s))
+            self._readout_s += _limited(min(max(wanted_s, 0.0), self._period_s) - readout_s, most_s)
 
 
 class _Descent:

@@ -6,6 +6,8 @@ join into one even stream, or only its middle row's exposure ("exposure").
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
@@ -19,6 +21,8 @@ FloatArray = NDArray[np.float64]
 INTERPOLATION_RATE_SD_SHARE = 0.5  # of the rate's change between neighbouring frames
 MIN_RATE_SD_RAD_S = 0.01
 BLIND_RATE_SD_RAD_S = 10.0
+JOIN_PULL = 0.1  # share of a disagreement that is taken over at once; more shows as a jump, less drifts
+MAX_JOIN_S = 0.005  # between two samples, or a mean of their rates does not tell how the camera turned
 
 
 def sample_times_ns(mid_ns: IntArray, k: int, count: int, span_ns: int | None) -> IntArray:
@@ -59,9 +63,14 @@ def interpolate(
         sd_rate = np.maximum(MIN_RATE_SD_RAD_S, INTERPOLATION_RATE_SD_SHARE * np.maximum(change, np.abs(rates).max(0)))
     if not trusted:
         sd_rate = np.full(3, BLIND_RATE_SD_RAD_S)
-    half_s = float(t[-1] - t[0]) / 2 + 1e-9
     cov_omega = np.broadcast_to(np.diag(sd_rate**2), (N, 3, 3)).copy()
-    return DenseSamples(frame, stamp_ns, so3.to_quat_xyzw(R), omega, cov_omega * half_s**2, cov_omega, "interpolation")
+    cov_rotation = cov_omega * _half_s(t) ** 2
+    return DenseSamples(frame, stamp_ns, so3.to_quat_xyzw(R), omega, cov_rotation, cov_omega, "interpolation")
+
+
+def _half_s(t_s: FloatArray) -> float:
+    """Half of the samples' span: over it a wrong rate adds up to a wrong rotation."""
+    return float(t_s[-1] - t_s[0]) / 2 + 1e-9
 
 
 def from_spline(
@@ -74,6 +83,7 @@ def from_spline(
     R_start_from_ref: FloatArray,
     variance_scale: float,
     source: str,
+    trusted: bool = True,
 ) -> DenseSamples:
     """Samples of a solved spline with its posterior covariance.
 
@@ -81,6 +91,7 @@ def from_spline(
     neighbourhood_s (M,)  times whose mean rotation the rotation's covariance is relative to
     information           over (c, d), knot by knot; only the rotation's block of its inverse is used
     variance_scale        measured on held-out clips: neighbouring pixels and tracks share their errors
+    trusted               False where no track saw the frame: the covariance is then that of an unknown rate
     """
     grid = state.grid
     rows, rate_rows = grid.rows(t_s), grid.rate_rows(t_s)
@@ -88,15 +99,30 @@ def from_spline(
     acting = np.flatnonzero(np.abs(local).max(axis=0) + np.abs(rate_rows).max(axis=0) > 1e-12)
     covariance = knot_covariance(information, acting) * variance_scale
     J = so3.J_right(rows @ state.c)
+    unknown = np.eye(3) * (0.0 if trusted else BLIND_RATE_SD_RAD_S**2)
     return DenseSamples(
         frame=frame,
         stamp_ns=stamp_ns,
         q_start_from_cam=so3.to_quat_xyzw(R_start_from_ref @ state.rotation(t_s)),
         omega=state.rate(t_s),
-        cov_rotation=_propagated(J, local[:, acting], covariance),
-        cov_omega=_propagated(J, rate_rows[:, acting], covariance),
+        cov_rotation=_propagated(J, local[:, acting], covariance) + unknown * _half_s(t_s) ** 2,
+        cov_omega=_propagated(J, rate_rows[:, acting], covariance) + unknown,
         source=source,
     )
+
+
+def joined(dense: DenseSamples, before: DenseSamples | None) -> DenseSamples:
+    """``dense`` turned as a whole so that it goes on where ``before``, the frame published before it, ended.
+
+    Each frame comes from a newer solution, which sees the last frame a little differently. All but a small share of
+    that is turned away, so that the orientation is the integral of the rate, and yet follows the solutions' own chain.
+    """
+    if before is None or abs(dense.stamp_ns[0] - before.stamp_ns[-1]) > MAX_JOIN_S * 1e9:
+        return dense
+    step = (before.omega[-1] + dense.omega[0]) / 2 * float(dense.stamp_ns[0] - before.stamp_ns[-1]) * 1e-9
+    R, R_end = so3.from_quat_xyzw(dense.q_start_from_cam), so3.from_quat_xyzw(before.q_start_from_cam[-1])
+    away = so3.log(R_end @ so3.exp(step) @ R[0].T)
+    return replace(dense, q_start_from_cam=so3.to_quat_xyzw(so3.exp((1 - JOIN_PULL) * away) @ R))
 
 
 def knot_covariance(information: FloatArray, knots: NDArray[np.int64]) -> FloatArray:

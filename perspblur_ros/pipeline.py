@@ -46,12 +46,13 @@ VARIANCE_SCALE = {"spline": 1.0, "crossblur": 1.0}  # calibrated on the developm
 
 @dataclass
 class _Posed:
-    """A frame of the present segment: its sparse pose by the optics, the best known orientation, the published one."""
+    """A frame of the present segment: its sparse pose by the optics, its best known orientation, and how many tracks
+    the spline has of it."""
 
     frame: Frame
     sparse: SparsePose
     R_start_from_cam: FloatArray
-    R_out: FloatArray
+    tracks: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Pipeline:
         self._emitted = 0  # of the posed frames
         self._origin_ns = 0
         self._solved: _Solved | None = None
-        self._R_start_from_segment = np.eye(3)
+        self._dense: DenseSamples | None = None  # what was published last
+        self._R_out = np.eye(3)  # the published orientation of the last frame
         self._typical_blur_px = 0.0
         self._begin()
 
@@ -112,10 +114,14 @@ class Pipeline:
             return []
         results = self._new_segment(frame) if frame.segment != self._segment else []
 
+        blind = is_blind(frame.image)
         with self._timed("tracker"):
-            self._tracker.add(frame.image)
+            if blind:
+                self._tracker.skip()
+            else:
+                self._tracker.add(frame.image)
         with self._timed("optics"):
-            self._posed.append(self._pose(frame))
+            self._posed.append(self._pose(frame, blind))
         if self.config.densifier in ("auto", "crossblur"):
             with self._timed("crossblur"):
                 self._crossblur.add_picture(frame.image, (frame.mid_ns - self._origin_ns) * 1e-9)
@@ -152,15 +158,14 @@ class Pipeline:
 
     # --- one frame ---------------------------------------------------------------------------------------------------
 
-    def _pose(self, frame: Frame) -> _Posed:
+    def _pose(self, frame: Frame, blind: bool) -> _Posed:
         """Sparse pose of the newest frame; its step joins the best orientation of the frame before."""
-        blind = is_blind(frame.image)
         pixels = self._tracker.table.pixels[:, -1]
-        seen = np.flatnonzero(np.isfinite(pixels[:, 0]) & (not blind))
+        seen = np.flatnonzero(np.isfinite(pixels[:, 0]))
         ideal = frame.camera.undistort(pixels[seen])
         row_s = self.shutter.row_offset_s(pixels[seen, 1], frame.camera.height)
         last = self._posed[-1] if self._posed else None
-        R_guess = last.R_start_from_cam if last else self._R_start_from_segment
+        R_guess = last.R_start_from_cam if last else self._R_out
         rho, rho_sd, _ = self._depth.inverse_depths(frame.camera, ideal[:, None], R_guess[None], R_guess)
         sparse = self._optics.add(
             optics.Sightings(
@@ -173,9 +178,9 @@ class Pipeline:
             sparse = replace(sparse, status=Status.BLIND, covariance=np.eye(3) * BLIND_VARIANCE_RAD2)
         if last is None:
             self._origin_ns = frame.mid_ns
-            return _Posed(frame, sparse, self._R_start_from_segment, self._R_start_from_segment)
+            return _Posed(frame, sparse, self._R_out)
         step = last.sparse.R_start_from_cam.T @ sparse.R_start_from_cam
-        return _Posed(frame, sparse, last.R_start_from_cam @ step, last.R_out @ step)
+        return _Posed(frame, sparse, last.R_start_from_cam @ step)
 
     def _track_window(self) -> tuple[TrackWindow, FloatArray]:
         """The tracks that are long enough, over the frames that are solved together; and their raw pixels (N, T, 2)."""
@@ -195,6 +200,8 @@ class Pipeline:
     def _solve(self, window: TrackWindow) -> StreamSolution | None:
         """The track spline of the newest window; None (counted) where there is too little to solve."""
         posed = self._posed[-len(window.mid_s) :]
+        for p, count in zip(posed, np.isfinite(window.ideal[:, :, 0]).sum(axis=0)):
+            p.tracks = int(count)
         if len(window.ids) < MIN_TRACKS:
             self.counts["fallback.few_tracks"] += 1
             self._spline.reset()
@@ -247,6 +254,8 @@ class Pipeline:
         """Once the paths are known, follow the newest step again on cross-blurred pictures: the next windows profit."""
         accepted = refinement is not None and refinement.gate == "accepted"
         state = refinement.state if refinement is not None and accepted else stream.solution.state
+        if self._posed[-1].sparse.status is Status.BLIND:
+            return
         before, after = (p.frame for p in self._posed[-2:])
         paths = [self._blur_path(state, (f.mid_ns - self._origin_ns) * 1e-9) for f in (before, after)]
         if max(float(np.ptp(path, axis=0).max()) for path in paths) > RETRACK_BLUR_PX:
@@ -270,10 +279,13 @@ class Pipeline:
     def _result(self, k: int) -> FrameResult:
         posed = self._posed[k]
         mid_ns = np.array([p.frame.mid_ns for p in self._posed])
-        span_ns = self.shutter.exposure_ns if self.config.sample_span == "exposure" else None
+        joining = self.config.sample_span == "period" and len(mid_ns) > 1
+        span_ns = None if joining else self.shutter.exposure_ns
         stamps = densifier.sample_times_ns(mid_ns, k, self.config.samples_per_frame, span_ns)
         near = slice(max(k - 1, 0), k + 2)
         R_optics = np.array([p.sparse.R_start_from_cam for p in self._posed[near]])
+        R_optics = self._R_out @ R_optics[0].T @ R_optics
+        R_out = {"interpolation": R_optics[k - near.start]}
         seeing = all(p.sparse.status is Status.OK for p in self._posed[near])
         candidates = {"interpolation": densifier.interpolate(posed.frame.index, stamps, mid_ns[near], R_optics, seeing)}
         gate, blur_px = "no_spline", 0.0
@@ -288,25 +300,20 @@ class Pipeline:
             sample_s = 1e-9 * (stamps - self._origin_ns).astype(float)
             blur_px = self._blur_px(solved.state, float((mid_ns[k] - self._origin_ns) * 1e-9))
             for source, (state, information) in states.items():
+                # frame k goes on from what was published of frame k − 1
+                R_start_from_ref = self._R_out @ self._mean_rotation(state, near.start).T
+                R_out[source] = R_start_from_ref @ self._mean_rotation(state, k)
                 candidates[source] = densifier.from_spline(
-                    posed.frame.index, stamps, sample_s, near_s, state, information,
-                    self._R_start_from_ref(state, k), VARIANCE_SCALE[source], source,
+                    posed.frame.index, stamps, sample_s, near_s, state, information, R_start_from_ref,
+                    VARIANCE_SCALE[source], source, posed.tracks >= MIN_TRACKS,
                 )
         chosen = self._chosen(candidates, gate, blur_px)
-        if chosen in ("spline", "crossblur"):
-            state, _ = states[chosen]
-            posed.R_out = self._R_start_from_ref(state, k) @ self._mean_rotation(state, k)
+        self._R_out = R_out[chosen]
         self.counts[f"gate.{gate}"] += 1
         self.counts[f"source.{chosen}"] += 1
-        dense = candidates.pop(chosen)
-        sparse = replace(posed.sparse, R_start_from_cam=posed.R_out)
+        dense = self._dense = densifier.joined(candidates.pop(chosen), self._dense)
+        sparse = replace(posed.sparse, R_start_from_cam=self._R_out)
         return FrameResult(sparse, dense, candidates, None, blur_px, gate)
-
-    def _R_start_from_ref(self, state: SplineState, k: int) -> FloatArray:
-        """Where a state's reference lies in the stream: frame k goes on from what was published of frame k − 1."""
-        if k == 0:
-            return self._posed[0].R_out @ self._mean_rotation(state, 0).T
-        return self._posed[k - 1].R_out @ self._mean_rotation(state, k - 1).T
 
     def _mean_rotation(self, state: SplineState, k: int) -> FloatArray:
         """Frame k's mean rotation in the state's own reference."""
@@ -329,13 +336,12 @@ class Pipeline:
 
     def _new_segment(self, frame: Frame) -> list[FrameResult]:
         results = self.flush()
-        self._R_start_from_segment = self._posed[-1].R_start_from_cam if self._posed else self._R_start_from_segment
         self._begin()
         self._segment = frame.segment
         return results
 
     def _begin(self) -> None:
-        self._posed, self._emitted, self._origin_ns, self._solved = [], 0, 0, None
+        self._posed, self._emitted, self._origin_ns, self._solved, self._dense = [], 0, 0, None, None
         self._tracker.reset()
         self._optics.cut()
         self._spline.reset()
@@ -355,10 +361,13 @@ class Pipeline:
         self._timing.learn_period(self._period_ns)
         if len(mid_ns) > MIN_SPLINE_FRAMES or self._solved is not None:
             return
+        self._timing.assume()
         self.shutter = self._resolved_shutter()
+        self._ring.retime(self.shutter)
         for p in self._posed:
             p.frame = replace(p.frame, mid_ns=self.shutter.mid_ns(p.frame.stamp_ns))
             p.sparse = replace(p.sparse, stamp_ns=p.frame.mid_ns)
+        self._optics.shift(self._posed[0].frame.mid_ns - self._origin_ns)
         self._origin_ns = self._posed[0].frame.mid_ns
 
     def _observe_timing(self, window: TrackWindow, raw: FloatArray, stream: StreamSolution) -> None:

@@ -8,7 +8,7 @@ tracked across it. Every drop and every reset is counted by cause.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -83,6 +83,11 @@ class RingBuffer:
         frame = Frame(self._store(image), index, self._segment, stamp_ns, mid_ns, camera)
         self._frames.append(frame)
         return frame
+
+    def retime(self, shutter: Shutter) -> None:
+        """The stamps mean something else than was assumed: judge what comes by the frames' times under ``shutter``."""
+        for k, frame in enumerate(self._frames):
+            self._frames[k] = replace(frame, mid_ns=shutter.mid_ns(frame.stamp_ns))
 
     def reset(self) -> None:
         """Forget the frames; the next one starts a new segment."""

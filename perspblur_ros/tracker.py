@@ -173,6 +173,10 @@ class Tracker:
         self._next_id = 0
         self.table = TrackTable(np.zeros(0, np.int64), np.zeros((0, 0, 2)))
 
+    def skip(self) -> None:
+        """The next picture shows nothing: every track ends before it."""
+        self._append(np.full((len(self.table.ids), 2), np.nan))
+
     def add(self, image: Grey, predicted: FloatArray | None = None) -> TrackTable:
         """Follow the points into ``image``; ``predicted`` (N, 2) are guesses for the present table's rows or None."""
         ids, pixels = self.table.ids, self.table.pixels
@@ -183,9 +187,7 @@ class Tracker:
                 start = pixels[alive, -1]
                 guess = start if predicted is None else predicted[alive]
                 column[alive] = self._followed(self._previous, image, start, guess)
-        pixels = np.concatenate([pixels, column[:, None]], axis=1)[:, -self._table_frames :]
-        keep = np.isfinite(pixels[:, :, 0]).any(axis=1)
-        self.table = TrackTable(ids[keep], pixels[keep])
+        self._append(column)
         self._replenish(image)
         self._previous = image
         return self.table
@@ -211,6 +213,12 @@ class Tracker:
         found &= _inside(half, b.shape)
         pixels[known[found], -1] = (half[found] + 0.5) * 2 - 0.5
         return int(found.sum())
+
+    def _append(self, column: FloatArray) -> None:
+        """One more frame at the table's end, (N, 2); tracks that are nowhere to be seen any more are forgotten."""
+        pixels = np.concatenate([self.table.pixels, column[:, None]], axis=1)[:, -self._table_frames :]
+        keep = np.isfinite(pixels[:, :, 0]).any(axis=1)
+        self.table = TrackTable(self.table.ids[keep], pixels[keep])
 
     def _followed(self, before: Grey, after: Grey, start: FloatArray, guess: FloatArray) -> FloatArray:
         position, accepted = self._match(before, after, start, guess)

@@ -246,6 +246,7 @@ def watch(
     """What the estimator holds true after every frame."""
     rng = np.random.default_rng(2)
     estimator.learn_period(round(PERIOD_S * 1e9))
+    estimator.assume()
     resolved = [estimator.resolved]
     for _ in range(frames):
         estimator.observe(Scenery(exposure_s, readout_s, noise, rng), CrossBlur(1, 1, 1))  # type: ignore[arg-type]
@@ -295,6 +296,7 @@ def test_a_round_costs_one_solution_a_frame_and_becomes_rare() -> None:
             return super().track_cost(exposure_s, readout_s, iterations)
 
     estimator.learn_period(round(PERIOD_S * 1e9))
+    estimator.assume()
     rng = np.random.default_rng(3)
     for _ in range(ROUND_EVERY_FRAMES * ROUNDS * 3):
         costly.append(0)

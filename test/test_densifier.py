@@ -12,13 +12,17 @@ from perspblur_ros import so3
 from perspblur_ros.bspline import KnotGrid
 from perspblur_ros.densifier import (
     BLIND_RATE_SD_RAD_S,
+    JOIN_PULL,
+    MAX_JOIN_S,
     MIN_RATE_SD_RAD_S,
     from_spline,
     interpolate,
+    joined,
     knot_covariance,
     sample_times_ns,
 )
 from perspblur_ros.spline_state import SplineState
+from perspblur_ros.types import DenseSamples
 
 START_NS = 1_700_000_000_123_456_789
 periods_ns = st.lists(st.integers(1_000_000, 200_000_000), min_size=2, max_size=8)
@@ -141,6 +145,40 @@ def samples(state: SplineState, info: np.ndarray, variance_scale: float = 1.0, R
         3, stamps, (stamps - START_NS) * 1e-9, (EVEN_NS[1:4] - START_NS) * 1e-9, state, info,
         np.eye(3) if R is None else R, variance_scale, "spline",
     )
+
+
+def steadily_turning(first_ns: int, off: np.ndarray):
+    """Thirty samples of a camera that turns about x, seen from a start that is turned by ``off``."""
+    omega, n = np.array([0.5, 0.0, 0.0]), 30
+    stamps = first_ns + np.arange(n) * 1_000_000
+    R = so3.exp(off) @ so3.exp(omega * ((stamps - START_NS) * 1e-9)[:, None])
+    zeros = np.zeros((n, 3, 3))
+    return DenseSamples(0, stamps, so3.to_quat_xyzw(R), np.tile(omega, (n, 1)), zeros, zeros, "spline")
+
+
+def test_a_frame_goes_on_where_the_last_one_ended():
+    off = np.array([1e-3, -2e-3, 3e-3])
+    before, dense = steadily_turning(START_NS, np.zeros(3)), steadily_turning(START_NS + 30_000_000, off)
+    turned = joined(dense, before)
+    straight_on = steadily_turning(START_NS + 30_000_000, JOIN_PULL * off)
+    np.testing.assert_allclose(turned.q_start_from_cam, straight_on.q_start_from_cam, atol=1e-12)
+    np.testing.assert_array_equal(turned.omega, dense.omega)
+
+
+def test_a_chain_of_disagreements_does_not_drift_away():
+    """What every frame's solution says again of the same angle prevails within some tens of frames."""
+    off, dense = np.array([1e-3, -2e-3, 3e-3]), steadily_turning(START_NS, np.zeros(3))
+    for k in range(1, 60):
+        dense = joined(steadily_turning(START_NS + k * 30_000_000, off), dense)
+    R = so3.from_quat_xyzw(dense.q_start_from_cam[0])
+    expected = so3.from_quat_xyzw(steadily_turning(int(dense.stamp_ns[0]), off).q_start_from_cam[0])
+    assert np.abs(so3.log(expected.T @ R)).max() < 1e-5
+
+
+def test_a_frame_after_a_gap_is_left_as_it_is():
+    late = steadily_turning(START_NS + 29_000_000 + round(MAX_JOIN_S * 1e9) + 1, np.full(3, 1e-3))
+    assert joined(late, steadily_turning(START_NS, np.zeros(3))) is late
+    assert joined(late, None) is late
 
 
 def test_knot_covariance_is_the_block_of_the_full_inverse():

@@ -139,9 +139,9 @@ def test_row_times_are_taken_into_account():
     assert rolling < 0.7 * all_at_once
 
 
-@pytest.mark.parametrize(("densifier", "jump_rad"), [("interpolation", 1e-9), ("spline", 5e-3), ("auto", 5e-3)])
+@pytest.mark.parametrize(("densifier", "jump_rad"), [("interpolation", 1e-9), ("spline", 5e-4), ("auto", 5e-4)])
 def test_orientation_is_the_integral_of_the_rate(densifier, jump_rad):
-    """Within a frame exactly; from frame to frame the next solution may disagree with the last one a little."""
+    """Within a frame exactly; from frame to frame nearly: the next solution disagrees with the last one a little."""
     results = plain_run()[1] if densifier == "auto" else run(clip().frames, densifier=densifier)[1]
     R, omega = so3.from_quat_xyzw(joined(results, "q_start_from_cam")), joined(results, "omega")
     dt = np.diff(joined(results, "stamp_ns"))[:, None] * 1e-9
@@ -207,6 +207,7 @@ def test_streams_too_short_for_a_spline(n):
     assert np.all(np.diff(stamps) > 0)
     assert np.all(np.isfinite(joined(results, "omega")))
     assert n > 1 or rate_sd(results[0].dense) > 1.0
+    assert n > 1 or np.ptp(stamps) == pytest.approx(EXPOSURE_S * 1e9 * 29 / 30, abs=2)
 
 
 def test_no_frames_no_results():
@@ -328,13 +329,26 @@ def test_sample_times_follow_the_stamps_meaning():
     np.testing.assert_array_equal(start - mid, round((EXPOSURE_S + READOUT_S) / 2 * 1e9))
 
 
-@pytest.mark.xfail(reason="the timing learnt from the first frames makes the next ones look late", strict=True)
+UNKNOWN_TIMING = {"exposure_s": -1.0, "readout_s": -1.0}
+
+
 @pytest.mark.parametrize("fps", [120, 240])
 def test_fast_streams_of_unknown_timing_lose_nothing(fps):
     stamps = [1_000_000_000 + round(k * 1e9 / fps) for k in range(N_FRAMES)]
-    pipeline, results = run(clip().frames, stamps, exposure_s=-1.0, readout_s=-1.0)
+    pipeline, results = run(clip().frames, stamps, **UNKNOWN_TIMING)
     assert drops(pipeline) == 0
     assert len(results) == N_FRAMES
+    assert np.all(np.diff(joined(results, "stamp_ns")) > 0)
+
+
+@pytest.mark.parametrize(("before_fps", "after_fps"), [(20, 120), (120, 20)])
+def test_a_camera_may_change_its_rate_while_its_timing_is_unknown(before_fps, after_fps):
+    """What is assumed of the exposure follows slowly, or the frames about the change would be out of order."""
+    periods = np.repeat([1e9 / before_fps, 1e9 / after_fps], [5, 9]).astype(int)
+    frames = [clip().frames[k % N_FRAMES] for k in range(len(periods))]
+    pipeline, results = run(frames, (1_000_000_000 + np.cumsum(periods)).tolist(), **UNKNOWN_TIMING, smoother_frames=6, max_tracks=30)
+    assert drops(pipeline) == 0
+    assert np.all(np.diff(joined(results, "stamp_ns")) > 0)
 
 
 # --- which densifier --------------------------------------------------------------------------------------------------
@@ -408,12 +422,23 @@ def test_segments_do_not_mix(cause, shift_ns, camera):
 
 
 def test_orientation_goes_on_from_segment_to_segment():
-    """Nothing is known of the gap, so the new segment starts where the old one ended."""
+    """Nothing is known of the gap, so the new segment starts where the old one ended, as it was published."""
     stamps = even_stamps(12)
     stamps[6:] += 2_000_000_000
     _, results = run(clip().frames[:6] + clip().frames[4:], [int(s) for s in stamps])
-    before, after = results[5].sparse.R_start_from_cam, results[6].sparse.R_start_from_cam
-    assert np.abs(so3.log(before.T @ after)).max() < 0.005
+    np.testing.assert_allclose(results[6].sparse.R_start_from_cam, results[5].sparse.R_start_from_cam, atol=1e-12)
+    assert np.abs(so3.log(results[5].sparse.R_start_from_cam)).max() > 0.02
+
+
+def test_orientation_goes_on_where_the_source_changes():
+    """The optics' chain and the splines' drift apart; what is published must not jump from one to the other."""
+    frames = [*clip().frames, *[FLAT] * 8, *clip().frames[::-1]]
+    _, results = run(frames, smoother_frames=6, densifier="spline")
+    assert {r.dense.source for r in results} == {"spline", "interpolation"}
+    R, omega = so3.from_quat_xyzw(joined(results, "q_start_from_cam")), joined(results, "omega")
+    steps = so3.log(np.swapaxes(R[:-1], 1, 2) @ R[1:])
+    expected = (omega[1:] + omega[:-1]) / 2 * np.diff(joined(results, "stamp_ns"))[:, None] * 1e-9
+    assert np.abs(steps - expected).max() < 1e-3
 
 
 # --- seeing little or nothing -----------------------------------------------------------------------------------------
@@ -444,10 +469,7 @@ def test_a_blind_stream_is_reported_as_blind(name):
         assert np.all(np.isfinite(r.dense.omega))
 
 
-unfinished = pytest.mark.xfail(reason="blind pictures of noise are tracked all the same", strict=True)
-
-
-@pytest.mark.parametrize("name", ["black", "white", "flat", pytest.param("lens cap", marks=unfinished)])
+@pytest.mark.parametrize("name", BLIND_STREAMS)
 def test_a_blind_streams_rates_are_not_trusted(name):
     _, results = run(BLIND_STREAMS[name])
     assert min(rate_sd(r.dense) for r in results) > 1.0
@@ -458,6 +480,7 @@ def test_too_few_points_are_not_trusted_either():
     picture[80:90, 100:110] = 250
     _, results = run([np.roll(picture, 3 * k, axis=1) for k in range(8)])
     assert all(r.sparse.status is Status.FEW_POINTS for r in results)
+    assert all(np.linalg.eigvalsh(r.sparse.covariance).min() > 0.1 for r in results)
     assert min(rate_sd(r.dense) for r in results) > 1.0
 
 
@@ -477,10 +500,17 @@ def test_blind_frames_within_a_stream(blind):
     pipeline, results = run(frames)
     assert indices(results) == list(range(N_FRAMES))
     assert pipeline.counts["blind"] == 2
-    seeing = np.median([rate_sd(r.dense) for r in results[:4]])
-    assert min(rate_sd(r.dense) for r in results[5:7]) > 3 * seeing
-    assert [r.sparse.status for r in results[4:8]].count(Status.BLIND) == 2
+    assert np.median([rate_sd(r.dense) for r in results[:4]]) < 0.3
+    assert min(rate_sd(r.dense) for r in results[5:7]) > 1.0
+    assert [r.sparse.status for r in results].count(Status.BLIND) == 2
     assert np.all(np.isfinite(joined(results, "omega")))
+
+
+def test_a_view_between_two_blind_ones_says_nothing():
+    """One picture between lens caps shows no motion, however well its corners are seen."""
+    frames = [*clip().frames[:6], lens_cap(0), clip().frames[7], lens_cap(1), lens_cap(2)]
+    _, results = run(frames)
+    assert min(rate_sd(r.dense) for r in results[6:]) > 1.0
 
 
 def test_a_camera_that_rests_says_so():

@@ -114,14 +114,23 @@ class KeyframeChain:
         if is_key:
             self._key = self._last
 
+    def shift(self, by_ns: int) -> None:
+        """The frames' times were all assumed too early by ``by_ns``."""
+        is_key = self._last is self._key
+        self._last, self._key = (
+            posed and replace(posed, seen=replace(posed.seen, mid_ns=posed.seen.mid_ns + by_ns))
+            for posed in (self._last, self._key)
+        )
+        if is_key:
+            self._key = self._last
+
     def _begun(self, seen: Sightings) -> SparsePose:
         """A first frame, or one that shares too little with all before it: the next keyframe if it has points."""
-        if self._last is None:
-            R, covariance = np.eye(3), np.zeros((3, 3))
-        else:
-            R, covariance = self._last.R_start_from_cam, BLIND_VARIANCE_RAD2 * np.eye(3)
-        posed = _Posed(seen, R, covariance, None)
-        if len(seen.ids) < MIN_POINTS:
+        enough = len(seen.ids) >= MIN_POINTS
+        R = np.eye(3) if self._last is None else self._last.R_start_from_cam
+        known = self._last is None and enough  # the stream's start by definition
+        posed = _Posed(seen, R, np.zeros((3, 3)) if known else BLIND_VARIANCE_RAD2 * np.eye(3), None)
+        if not enough:
             return _sparse_pose(posed, Status.FEW_POINTS, 0)
         self._key = self._last = posed
         self.keyframes += 1
