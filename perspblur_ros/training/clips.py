@@ -14,6 +14,7 @@ from scipy.interpolate import Akima1DInterpolator
 from torch import Tensor
 
 from .. import so3
+from ..engine.interface import UNMEASURED_VARIANCE, camera_values
 from ..sim import torch_render as tr
 from ..sim.hand_motion import hand_motion
 from ..sim.motion import STEP_S, MotionPath, from_rates, time_grid
@@ -24,7 +25,6 @@ FloatArray = NDArray[np.float64]
 
 OVERSAMPLING, MARGIN = 1.5, 0.25  # source pixels per frame pixel; share of the frame kept around it on each side
 REFERENCE_WIDTH = 640  # blur is drawn in pixels of a frame this wide
-UNMEASURED = 1e4
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,11 @@ class Recipe:
     pivot_m: FloatArray = field(default_factory=lambda: np.zeros((0, 3)))
 
     @property
-    def camera_values(self) -> FloatArray:
-        """The camera-conditioning token, (8,)."""
-        period = self.starts_s[1] - self.starts_s[0]
-        lever = 5 * self.lever_arm_m if self.lever_known else np.zeros(3)
-        times = 10 * np.array([self.exposure_s, period, self.readout_s])
-        # focal length as the geometric mean in pixels over the width: fx = fy for square pixels
-        return np.array([self.focal[0], *times, *lever, float(self.lever_known)])
+    def camera(self) -> NDArray[np.float32]:
+        """The camera as the networks see it, (8,)."""
+        period_s = float(self.starts_s[1] - self.starts_s[0])
+        arm = self.lever_arm_m.tolist() if self.lever_known else ()
+        return camera_values(float(self.focal[0]), self.exposure_s, period_s, self.readout_s, arm)
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def measure(rng: np.random.Generator, recipe: Recipe, log_depth: NDArray[np.floa
 
 
 def unmeasured(size: int) -> NDArray[np.float32]:
-    return np.stack([np.zeros((size, size), np.float32), np.full((size, size), UNMEASURED, np.float32)])
+    return np.stack([np.zeros((size, size), np.float32), np.full((size, size), UNMEASURED_VARIANCE, np.float32)])
 
 
 @torch.inference_mode()
@@ -229,7 +227,7 @@ def render(recipes: list[Recipe], sizes: ClipSizes, seed: int, device: torch.dev
     ]
     return Clips(
         value if sizes.blurred else value.expand(-1, sizes.frames, -1, -1, -1),
-        batch([r.camera_values for r in recipes]),
+        batch([r.camera for r in recipes]),
         log_depth,
         batch(measured),
     )

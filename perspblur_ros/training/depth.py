@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..engine.interface import UNMEASURED_VARIANCE
 from ..model.head import fuse
 from ..model.network import Network
 from ..model.presets import preset
-from .clips import UNMEASURED, Clips, ClipSizes, draw, render
+from .clips import Clips, ClipSizes, draw, render
 from .loop import Schedule, device_of, load_config, schedule, train
 from .scenes import Material, load_material
 
@@ -47,7 +48,7 @@ class DepthStage:
         learning = np.random.default_rng((self.plan.seed, 2, step)).permutation(self.sizes.frames)[:GRADIENT_FRAMES]
         refined = self._refined(clips, set(learning.tolist()))
         nothing = torch.zeros_like(clips.measured)
-        nothing[:, 1] = UNMEASURED
+        nothing[:, 1] = UNMEASURED_VARIANCE
         log_depth, log_variance, own = self.network.depth.head(
             refined.repeat(2, 1, 1), torch.cat([clips.measured, nothing])
         )
@@ -87,7 +88,7 @@ class DepthStage:
         for i in range(len(truth)):
             row = {name: float(error[i]) for name, error in errors.items()}
             row |= {"score": float(score[i]), "nees": float(nees[i]), "sd": float(sd[i])}
-            yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED)}
+            yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED_VARIANCE)}
 
     def _refined(self, clips: Clips, learning: set[int] | None = None) -> Tensor:
         """Tokens of the first window, refined by the later ones; gradients reach the encoder by the frames named."""
