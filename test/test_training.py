@@ -161,21 +161,23 @@ def test_a_batch_depends_on_its_step_alone(material, monkeypatch):
 
 
 class Toy:
-    """The loop's stage in small: the prior network learns a constant."""
+    """The loop's stage in small: the depth head learns a constant."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         tiny = replace(preset("tiny"), image_px=16, encoder_width=8, encoder_layers=2, fused_layers=(1, 2), width=8)
         self.network = Network(replace(tiny, encoder_heads=2, heads=2, head_px=4, prior_width=8))
-        self.module: torch.nn.Module = self.network.prior
+        self.module: torch.nn.Module = self.network.depth.head
+
+    def own_error(self, tokens: torch.Tensor) -> torch.Tensor:
+        measured = torch.ones(len(tokens), 2, 4, 4)
+        return (self.network.depth.head(tokens, measured)[2] - 2).square().mean()
 
     def loss(self, step: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(step)
-        mean, *_ = self.network.prior(torch.randn(4, 25, generator=generator))
-        return (mean - 1).square().mean()
+        return self.own_error(torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(step)))
 
     def validate(self) -> dict[str, float]:
-        return {"score": self.network.prior(torch.zeros(1, 25))[0].sub(1).square().mean().item()}
+        return {"score": self.own_error(torch.zeros(1, 4, 8)).item()}
 
 
 PLAN = loop.Schedule(iterations=12, learning_rate=3e-2, warm_up=2, ema=0.5, validate_every=4)
@@ -201,9 +203,10 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatc
     assert loop.train(resumed, PLAN, tmp_path / "parts", resume=True, report=quiet)["score"] == best["score"]
     for a, b in zip(whole.module.parameters(), resumed.module.parameters()):
         assert torch.equal(a, b)
-    network, summary = load_checkpoint(tmp_path / "parts" / "best.safetensors")
+    kept = Toy()
+    kept.network, summary = load_checkpoint(tmp_path / "parts" / "best.safetensors")
     assert summary["step"] == best["step"]
-    assert network.prior(torch.zeros(1, 25))[0].sub(1).square().mean().item() == pytest.approx(best["score"])
+    assert kept.validate()["score"] == pytest.approx(best["score"])
 
 
 def test_curves_are_drawn(tmp_path):
