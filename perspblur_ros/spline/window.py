@@ -13,18 +13,19 @@ their errors. Landmarks are eliminated by the Schur complement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import so3
+from ..bspline import KnotGrid
 from ..camera import Camera
 from ..motion_prior import knot_precision, translation_precision
 from ..spline_state import SplineState
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 ABSOLUTE_SIGMA_RATIO = 3.0
 TEMPER = 3.0
@@ -92,35 +93,61 @@ class SplineSolution:
     iterations: int
 
 
-@dataclass
-class _Group:
-    """Residuals that share a range of columns: rows r (n, 2), J over (knots, translation), J over the landmark."""
-
-    tracks: NDArray[np.int64]
-    r: FloatArray
-    J: FloatArray
-    J_landmark: FloatArray
-    knots: slice
-    weight_ratio: float
-
-
 @dataclass(frozen=True)
-class _FrameGeometry:
-    """One frame's points at a state: residual r (n, 2) px, φ, turned points X, positions p (n, 3) and R (n, 3, 3)."""
+class _Geometry:
+    """The sightings at a state, T × … × N: residuals r (T, 2, N) px, 0 where a track was not seen, and their changes
+    from frame to frame (T − 1, 2, N); φ, turned points X, positions p (T, 3, N) and R (T, 3, 3, N)."""
 
     r: FloatArray
+    change: FloatArray
     phi: FloatArray
     R: FloatArray
     X: FloatArray
     p: FloatArray
 
 
+class _Rows:
+    """A basis at every sighting, averaged over its exposure.
+
+    rows   T × K × N, over the knots that act in the frame; 0 where a track was not seen
+    knots  (T, K), which ones
+    dense  N × T × count, over all knots
+    """
+
+    def __init__(self, grid: KnotGrid, t_s: FloatArray, seen: BoolArray, exposure_s: float) -> None:
+        low = np.min(t_s, axis=1, where=seen, initial=np.inf) - exposure_s / 2
+        high = np.max(t_s, axis=1, where=seen, initial=-np.inf) + exposure_s / 2
+        spans = [grid.span(*ends) if seen.any() else slice(0, 0) for *ends, seen in zip(low, high, seen)]
+        K = max(span.stop - span.start for span in spans)
+        first = np.array([min(span.start, grid.count - K) for span in spans])
+        self.knots = first[:, None] + np.arange(K)
+        rows = grid.mean_rows(t_s - first[:, None] * grid.spacing_s, exposure_s, slice(0, K)) * seen[:, :, None]
+        self.rows = np.ascontiguousarray(np.swapaxes(rows, 1, 2))
+        self.dense = np.zeros((*t_s.T.shape, grid.count))
+        for k, knots in enumerate(self.knots):
+            self.dense[:, k, knots] = rows[k]
+
+    def values(self, c: FloatArray) -> FloatArray:
+        """The spline with the coefficients c (count, 3): T × 3 × N."""
+        return np.swapaxes(c[self.knots], 1, 2) @ self.rows
+
+    def by_knots(self, J: FloatArray) -> FloatArray:
+        """Jacobians by the spline's value (T, 2, 3, N) → by the knots that act, (T, 3 K, 2 N)."""
+        T, _, _, N = J.shape
+        return (self.rows[:, :, None, None] * np.swapaxes(J, 1, 2)[:, None]).reshape(T, -1, 2 * N)
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """Of ``by_knots``, in a system knot by knot: (T, 3 K)."""
+        return (3 * self.knots[:, :, None] + np.arange(3)).reshape(len(self.knots), -1)
+
+
 class _Problem:
-    """One window's residuals and normal equations at a given state."""
+    """One window's residuals and normal equations at a given state. Arrays are T × … × N, 0 where nothing was seen."""
 
     def __init__(self, window: TrackWindow, camera: Camera, exposure_s: float, state: SplineState, amplitude: float,
                  translation_m_s: float) -> None:
-        self.camera, self.window, self.exposure_s = camera, window, exposure_s
+        self.camera, self.window = camera, window
         grid, t_grid = state.grid, state.translation_grid
         self.free_translation = state.lever_arm_m is None
         self.n_rot, self.n_trans = 3 * grid.count, 3 * t_grid.count if self.free_translation else 0
@@ -132,84 +159,44 @@ class _Problem:
             self.Qt = translation_precision(
                 t_grid.count, t_grid.spacing_s, translation_m_s, TRANSLATION_ACCELERATION_PER_S * translation_m_s
             ) + GAUGE_PRECISION * gauge.T @ gauge
-        self.seen = [np.flatnonzero(np.isfinite(window.ideal[:, k, 0])) for k in range(len(window.mid_s))]
-        self.pairs = [np.zeros((3, 0), np.int64)] + [
-            np.array(np.intersect1d(before, after, assume_unique=True, return_indices=True))
-            for before, after in zip(self.seen[:-1], self.seen[1:])
-        ]  # per frame k: tracks also seen in k − 1, their places in seen[k − 1] and in seen[k]
-        self.spans, self.rows, self.t_rows = [], [], []
-        for k, j in enumerate(self.seen):
-            t = window.mid_s[k] + window.row_s[j, k]
-            low, high = (t.min(), t.max()) if len(t) else (window.mid_s[k],) * 2
-            span = grid.span(low - exposure_s / 2, high + exposure_s / 2)
-            self.spans.append(span)
-            self.rows.append(grid.mean_rows(t, exposure_s, span))
-            self.t_rows.append(t_grid.mean_rows(t, exposure_s) if self.free_translation else np.zeros((len(t), 0)))
+        self.seen = np.isfinite(window.ideal[:, :, 0]).T
+        self.followed = self.seen[1:] & self.seen[:-1]
+        self.ideal = np.where(self.seen[:, None], window.ideal.transpose(1, 2, 0), 0.0)
+        t_s = window.mid_s[:, None] + np.where(self.seen, window.row_s.T, 0.0)
+        self.rot = _Rows(grid, t_s, self.seen, exposure_s)
+        self.trans = _Rows(t_grid, t_s, self.seen, exposure_s) if self.free_translation else None
 
-    def frames(self, state: SplineState) -> list[_FrameGeometry]:
-        return [self._frame(state, k) for k in range(len(self.seen))]
+    def geometry(self, state: SplineState) -> _Geometry:
+        phi = self.rot.values(state.c)
+        R = _innermost_last(so3.exp(np.swapaxes(phi, 1, 2)))
+        if state.lever_arm_m is None:
+            assert self.trans is not None
+            p = self.trans.values(state.d)
+        else:
+            p = np.einsum("tabn,b->tan", R, state.lever_arm_m) - state.lever_arm_m[:, None]
+        v = np.stack([*state.ray.T, np.ones(len(state.rho))]) - state.rho * p
+        X = np.einsum("tban,tbn->tan", R, v)
+        camera = self.camera
+        f, centre = np.array([[camera.fx], [camera.fy]]), np.array([[camera.cx], [camera.cy]])
+        r = (X[:, :2] * (f / X[:, 2:]) + centre - self.ideal) * self.seen[:, None]
+        return _Geometry(r, np.diff(r, axis=0) * self.followed[:, None], phi, R, X, p)
 
-    def _frame(self, state: SplineState, k: int) -> _FrameGeometry:
-        j = self.seen[k]
-        phi = self.rows[k] @ state.c[self.spans[k]]
-        R = so3.exp(phi)
-        p = state.position(self.t_rows[k], R)
-        v = np.concatenate([state.ray[j], np.ones((len(j), 1))], axis=1) - state.rho[j, None] * p
-        X = (v[:, None, :] @ R)[:, 0]
-        return _FrameGeometry(self.camera.project(X) - self.window.ideal[j, k], phi, R, X, p)
-
-    def linearise(self, state: SplineState, frames: list[_FrameGeometry]) -> Iterator[_Group]:
-        """Absolute and along-track difference residuals with their Jacobians, grouped by frame and frame pair."""
-        before: tuple[FloatArray, FloatArray, FloatArray] | None = None
-        for k, frame in enumerate(frames):
-            r, J, J_landmark = after = self._frame_jacobians(state, frame, k)
-            yield _Group(self.seen[k], r, J, J_landmark, self.spans[k], 1 / ABSOLUTE_SIGMA_RATIO)
-            if before is not None:
-                yield self._difference(k, before, after)
-            before = after
-
-    def differences(self, frames: list[_FrameGeometry]) -> list[FloatArray]:
-        """Change of the residual along each track from frame to frame, (n, 2) px."""
-        return [
-            frames[k].r[b] - frames[k - 1].r[a] for k, (_, a, b) in enumerate(self.pairs) if k
-        ]
-
-    def _frame_jacobians(
-        self, state: SplineState, frame: _FrameGeometry, k: int
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        j, camera = self.seen[k], self.camera
-        r, phi, R, X, p = frame.r, frame.phi, frame.R, frame.X, frame.p
-        A = np.zeros((len(j), 2, 3))
-        A[:, 0, 0], A[:, 1, 1] = camera.fx / X[:, 2], camera.fy / X[:, 2]
-        A[:, 0, 2] = -camera.fx * X[:, 0] / X[:, 2] ** 2
-        A[:, 1, 2] = -camera.fy * X[:, 1] / X[:, 2] ** 2
-        AR = A @ np.swapaxes(R, 1, 2)
-        rho = state.rho[j]
-        turned = X if state.lever_arm_m is None else X + rho[:, None] * state.lever_arm_m
-        J_phi = A @ so3.hat(turned) @ so3.J_right(phi)
-        J_rot = (J_phi[:, :, None, :] * self.rows[k][:, None, :, None]).reshape(len(j), 2, 3 * self.rows[k].shape[1])
-        J_trans = (-rho[:, None, None, None] * AR[:, :, None, :] * self.t_rows[k][:, None, :, None]).reshape(
-            len(j), 2, self.n_trans
-        )
-        J_landmark = np.concatenate([AR[:, :, :2], -(AR @ p[:, :, None])], axis=2)
-        return r, np.concatenate([J_rot, J_trans], axis=2), J_landmark
-
-    def _difference(self, k: int, before: tuple[FloatArray, ...], after: tuple[FloatArray, ...]) -> _Group:
-        tracks, a, b = self.pairs[k]
-        sa, sb = self.spans[k - 1], self.spans[k]
-        union = slice(min(sa.start, sb.start), max(sa.stop, sb.stop))
-        J = np.zeros((len(tracks), 2, 3 * (union.stop - union.start) + self.n_trans))
-        for sign, span, rows, (_, J_frame, _) in ((-1, sa, a, before), (1, sb, b, after)):
-            n_rot = 3 * (span.stop - span.start)
-            at = 3 * (span.start - union.start)
-            J[:, :, at : at + n_rot] += sign * J_frame[rows, :, :n_rot]
-            if self.n_trans:
-                J[:, :, -self.n_trans :] += sign * J_frame[rows, :, n_rot:]
-        return _Group(tracks, after[0][b] - before[0][a], J, after[2][b] - before[2][a], union, 1.0)
-
-    def columns(self, knots: slice) -> NDArray[np.int64]:
-        rot = np.arange(3 * knots.start, 3 * knots.stop)
-        return np.concatenate([rot, np.arange(self.n_rot, self.n_rot + self.n_trans)])
+    def jacobians(self, state: SplineState, at: _Geometry) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Of the pixels by φ, by p and by the landmark (mx, my, ρ), each (T, 2, 3, N)."""
+        R, X, f = at.R, at.X, (self.camera.fx, self.camera.fy)
+        x, y = X[:, 0] / X[:, 2], X[:, 1] / X[:, 2]
+        A = np.stack([
+            f[a] / X[:, 2, None] * (R[:, :, a] - slope[:, None] * R[:, :, 2]) for a, slope in enumerate((x, y))
+        ], 1)
+        Y = X if state.lever_arm_m is None else X + state.rho * state.lever_arm_m[:, None]
+        by_turn = np.stack([  # A [Y]×
+            np.stack([x * Y[:, 1], -Y[:, 2] - x * Y[:, 0], Y[:, 1]], 1) * (f[0] / X[:, 2])[:, None],
+            np.stack([Y[:, 2] + y * Y[:, 1], -y * Y[:, 0], -Y[:, 0]], 1) * (f[1] / X[:, 2])[:, None],
+        ], 1)
+        J_right = _innermost_last(so3.J_right(np.swapaxes(at.phi, 1, 2)))
+        by_phi = np.einsum("tabn,tbcn->tacn", by_turn, J_right)
+        by_rho = -np.einsum("tabn,tbn->tan", A, at.p)
+        return by_phi, -state.rho * A, np.concatenate([A[:, :, :2], by_rho[:, :, None]], axis=2)
 
     def prior_cost(self, state: SplineState) -> float:
         cost = float(np.sum(state.c * (self.Q @ state.c)))
@@ -233,32 +220,40 @@ class _Problem:
         off = rho - w.rho - w.rho_shared_sd * level
         return off, 1 / w.rho_sd**2 / TEMPER / (1 + (off / w.rho_sd) ** 2 / RHO_TAIL), level
 
-    def data_cost(self, frames: list[_FrameGeometry], sigma_px: float) -> float:
+    def data_cost(self, at: _Geometry, sigma_px: float) -> float:
         """Robust, tempered cost of what was tracked."""
-        trust, total = self.window.trust, 0.0
-        for frame, j in zip(frames, self.seen):
-            total += _robust_cost(frame.r / (ABSOLUTE_SIGMA_RATIO * sigma_px), trust[j])
-        for change, (tracks, _, _) in zip(self.differences(frames), self.pairs[1:]):
-            total += _robust_cost(change / sigma_px, trust[tracks])
-        return total / TEMPER
+        cost = _robust_cost(at.r / (ABSOLUTE_SIGMA_RATIO * sigma_px)) + _robust_cost(at.change / sigma_px)
+        return float(cost @ self.window.trust) / TEMPER
 
-    def change_px2(self, frames: list[_FrameGeometry]) -> FloatArray:
+    def weights(self, at: _Geometry, sigma_px: float) -> tuple[FloatArray, FloatArray]:
+        """Weights of the residuals (T, N) and of their changes (T − 1, N): slopes of the robust cost, 1/px²."""
+        w, w_change = (
+            seen * self.window.trust / TEMPER / s2 / (1 + np.sum(r * r, axis=1) / (KERNEL_SCALE2 * s2)) ** 2
+            for r, seen, s2 in (
+                (at.r, self.seen, (ABSOLUTE_SIGMA_RATIO * sigma_px) ** 2), (at.change, self.followed, sigma_px**2)
+            )
+        )
+        return w, w_change
+
+    def change_px2(self, at: _Geometry) -> FloatArray:
         """Mean squared change of the residual per track (N,); 0 for one without two sightings in a row."""
-        total, count = np.zeros(len(self.window.ids)), np.zeros(len(self.window.ids))
-        for change, (tracks, _, _) in zip(self.differences(frames), self.pairs[1:]):
-            total[tracks] += np.sum(change**2, axis=1)
-            count[tracks] += 1
-        return total / np.maximum(count, 1)
+        return np.sum(at.change**2, axis=(0, 1)) / np.maximum(self.followed.sum(axis=0), 1)
 
-    def noise_px(self, frames: list[_FrameGeometry]) -> float:
+    def noise_px(self, at: _Geometry) -> float:
         """Pixel noise of the along-track differences from the median absolute deviation."""
-        d = np.concatenate([np.zeros((0, 2)), *self.differences(frames)])
+        d = np.swapaxes(at.change, 1, 2)[self.followed]
         return max(MIN_SIGMA_PX, 1.4826 * float(np.median(np.abs(d)))) if len(d) else 1.0
 
 
-def _robust_cost(e: FloatArray, trust: FloatArray) -> float:
+def _innermost_last(matrices: FloatArray) -> FloatArray:
+    """T × N × 3 × 3 → T × 3 × 3 × N."""
+    return np.ascontiguousarray(np.moveaxis(matrices, 1, -1))
+
+
+def _robust_cost(e: FloatArray) -> FloatArray:
+    """Of residuals (T, 2, N) in sigmas, per track (N,)."""
     e2 = np.sum(e * e, axis=1)
-    return float(np.sum(trust * KERNEL_SCALE2 * e2 / (KERNEL_SCALE2 + e2)))
+    return np.sum(KERNEL_SCALE2 * e2 / (KERNEL_SCALE2 + e2), axis=0)
 
 
 @dataclass
@@ -284,31 +279,43 @@ class Normal:
 
 
 def _normal_equations(
-    problem: _Problem, state: SplineState, frames: list[_FrameGeometry], sigma_px: float, damping: float
+    problem: _Problem, state: SplineState, at: _Geometry, sigma_px: float, damping: float
 ) -> Normal:
+    """Gauss–Newton: the weights couple each sighting with itself and with the track's next one."""
     n, N = problem.n_rot + problem.n_trans, len(state.rho)
+    by_phi, by_p, by_landmark = problem.jacobians(state, at)
+    weight, w_change = problem.weights(at, sigma_px)
+    weight[1:] += w_change
+    weight[:-1] += w_change
+
+    def weighted(x: FloatArray) -> FloatArray:
+        out, w = weight[:, None, None] * x, w_change[:, None, None]
+        out[:-1] -= w * x[1:]
+        out[1:] -= w * x[:-1]
+        return out
+
+    r, J_l = weighted(at.r[:, :, None])[:, :, 0], weighted(by_landmark)
+    splines = [(problem.rot, by_phi, 0), *([(problem.trans, by_p, problem.n_rot)] if problem.trans else [])]
+    J = np.concatenate([rows.by_knots(by_value) for rows, by_value, _ in splines], axis=1)
+    columns = np.concatenate([rows.columns + start for rows, _, start in splines], axis=1)
     H, g = np.zeros((n + 1, n + 1)), np.zeros(n + 1)
-    H_l, g_l, cross = np.zeros((N, 3, 3)), np.zeros((N, 3)), np.zeros((N, 3, n + 1))
-    for group in problem.linearise(state, frames):
-        if len(group.tracks) == 0:
-            continue
-        scale = group.weight_ratio / sigma_px
-        weight = scale**2 / (1 + np.sum(group.r**2, axis=1) * scale**2 / KERNEL_SCALE2) ** 2 / TEMPER
-        weight *= problem.window.trust[group.tracks]
-        root = np.sqrt(weight)[:, None, None]
-        J, J_l, r = group.J * root, group.J_landmark * root, group.r * root[:, :, 0]
-        columns = problem.columns(group.knots)
-        J_flat = J.reshape(-1, len(columns))
-        H[np.ix_(columns, columns)] += J_flat.T @ J_flat
-        g[columns] += J_flat.T @ r.ravel()
-        J_lT = np.swapaxes(J_l, 1, 2)
-        H_l[group.tracks] += J_lT @ J_l
-        g_l[group.tracks] += (J_lT @ r[:, :, None])[:, :, 0]
-        rot = slice(3 * group.knots.start, 3 * group.knots.stop)
-        JJ = J_lT @ J
-        cross[group.tracks, :, rot] += JJ[:, :, : rot.stop - rot.start]
-        if problem.n_trans:
-            cross[group.tracks, :, problem.n_rot : n] += JJ[:, :, rot.stop - rot.start :]
+    JT = np.swapaxes(J, 1, 2)
+    own = (J * np.tile(weight, 2)[:, None]) @ JT
+    next_ = (J[:-1] * np.tile(w_change, 2)[:, None]) @ JT[1:]
+    for k, here in enumerate(columns):
+        g[here] += J[k] @ r[k].ravel()
+        H[here[:, None], here] += own[k]
+        if k + 1 < len(columns):
+            H[here[:, None], columns[k + 1]] -= next_[k]
+            H[columns[k + 1][:, None], here] -= next_[k].T
+    H_l = np.einsum("txan,txbn->nab", J_l, by_landmark)
+    g_l = np.einsum("txan,txn->na", by_landmark, r)
+    cross = np.zeros((N, 3, n + 1))
+    for rows, by_value, start in splines:
+        per_sighting = np.einsum("txln,txan->lant", J_l, by_value).transpose(2, 0, 1, 3).reshape(N, 9, -1)
+        by_axis = (per_sighting @ rows.dense).reshape(N, 3, 3, -1)
+        stop = start + 3 * by_axis.shape[-1]
+        cross[:, :, start:stop] = np.swapaxes(by_axis, 2, 3).reshape(N, 3, -1)
     off, precision, level = problem.rho_prior(state.rho)
     pull = precision * problem.window.rho_shared_sd
     H_l[:, 2, 2] += precision
@@ -319,10 +326,11 @@ def _normal_equations(
     H_l[:, 0, 0] += 1 / TEMPER
     H_l[:, 1, 1] += 1 / TEMPER
     H_l += damping * H_l * np.eye(3)
-    H_inv = np.linalg.inv(H_l)
-    reduced = np.matmul(H_inv, cross).reshape(3 * N, n + 1)
-    H -= cross.reshape(3 * N, n + 1).T @ reduced
-    g -= reduced.T @ g_l.ravel()
+    root = np.linalg.inv(np.linalg.cholesky(H_l))  # H_l⁻¹ = rootᵀ root
+    reduced = (root @ cross).reshape(3 * N, n + 1)
+    H -= reduced.T @ reduced
+    g -= reduced.T @ (root @ g_l[:, :, None]).ravel()
+    H_inv = np.swapaxes(root, 1, 2) @ root
     level_row, level_b, level_variance = H[n, :n] / H[n, n], g[n] / H[n, n], 1 / H[n, n]
     S_tracks = H[:n, :n] - np.outer(level_row, H[n, :n])
     g = g[:n] - level_row * g[n]
@@ -339,7 +347,7 @@ def _normal_equations(
 
 def _step(problem: _Problem, state: SplineState, normal: Normal, damping: float) -> SplineState:
     S = normal.S + damping * np.diag(np.diag(normal.S))
-    x = -np.linalg.solve(S, normal.b)
+    x = -np.linalg.solve(S, normal.b).astype(float)
     landmark = -np.einsum("nab,nb->na", normal.H_landmark_inv, normal.g_landmark + normal.cross @ normal.with_level(x))
     return replace(
         state,
@@ -362,24 +370,24 @@ def solve(
 ) -> SplineSolution:
     """Levenberg–Marquardt from ``guess`` (same ids as the window). Few iterations suffice from the previous window."""
     problem = _Problem(window, camera, exposure_s, guess, amplitude, translation_m_s)
-    state, frames = guess, problem.frames(guess)
+    state, at = guess, problem.geometry(guess)
     damping, iterations = 0.0, 0
     while iterations < max_iterations:
         iterations += 1
-        sigma = problem.noise_px(frames)
-        cost = problem.data_cost(frames, sigma) + problem.prior_cost(state)
-        normal = _normal_equations(problem, state, frames, sigma, damping)
+        sigma = problem.noise_px(at)
+        cost = problem.data_cost(at, sigma) + problem.prior_cost(state)
+        normal = _normal_equations(problem, state, at, sigma, damping)
         trial = _step(problem, state, normal, damping)
-        trial_frames = problem.frames(trial)
-        trial_cost = problem.data_cost(trial_frames, sigma) + problem.prior_cost(trial)
+        trial_at = problem.geometry(trial)
+        trial_cost = problem.data_cost(trial_at, sigma) + problem.prior_cost(trial)
         if not trial_cost <= cost * (1 + 1e-9):
             damping = max(damping * 10, 1e-4)
             continue
-        state, frames = trial, trial_frames
+        state, at = trial, trial_at
         damping = 0.0 if damping < 1e-3 else damping / 10
         if cost - trial_cost < 1e-4 * cost:
             break
-    return _solution(problem, state, frames, normal, amplitude, iterations)
+    return _solution(problem, state, at, normal, amplitude, iterations)
 
 
 def linearised(
@@ -387,35 +395,33 @@ def linearised(
 ) -> Normal:
     """The normal equations of ``window`` at a solution."""
     problem = _Problem(window, camera, exposure_s, solution.state, solution.amplitude, translation_m_s)
-    return _normal_equations(problem, solution.state, problem.frames(solution.state), solution.sigma_px, 0.0)
+    return _normal_equations(problem, solution.state, problem.geometry(solution.state), solution.sigma_px, 0.0)
 
 
 def _solution(
     problem: _Problem,
     state: SplineState,
-    frames: list[_FrameGeometry],
+    at: _Geometry,
     normal: Normal,
     amplitude: float,
     iterations: int,
 ) -> SplineSolution:
-    sigma = problem.noise_px(frames)
-    residual2 = np.full((len(state.rho), len(frames)), np.nan)
-    for k, frame in enumerate(frames):
-        residual2[problem.seen[k], k] = np.sum(frame.r**2, axis=1)
-    weights = np.nanmean(1 / (1 + residual2 / sigma**2 / KERNEL_SCALE2), axis=1)
+    sigma = problem.noise_px(at)
+    residual2 = np.sum(at.r**2, axis=1)
+    weights = np.sum(problem.seen / (1 + residual2 / sigma**2 / KERNEL_SCALE2), axis=0) / problem.seen.sum(axis=0)
     c0 = state.c - state.c.mean(axis=0)
     return SplineSolution(
         state=state,
         information=normal.S,
         tracks=normal.S_tracks,
         weights=weights,
-        trust=1 / (1 + problem.change_px2(frames) / sigma**2 / TRUST_SCALE2) ** 2,
+        trust=1 / (1 + problem.change_px2(at) / sigma**2 / TRUST_SCALE2) ** 2,
         sigma_px=sigma,
-        median_px=float(np.nanmedian(np.sqrt(residual2))),
+        median_px=float(np.median(np.sqrt(residual2[problem.seen]))),
         energy=float(np.sum(c0 * (problem.Q @ c0)) / c0.size),
         translation_energy=float(np.mean(state.d * (problem.Qt @ state.d))) if problem.n_trans else 0.0,
         amplitude=amplitude,
-        cost=problem.data_cost(frames, sigma) + problem.prior_cost(state),
-        data_cost=problem.data_cost(frames, 2 * MIN_SIGMA_PX),
+        cost=problem.data_cost(at, sigma) + problem.prior_cost(state),
+        data_cost=problem.data_cost(at, 2 * MIN_SIGMA_PX),
         iterations=iterations,
     )
