@@ -31,7 +31,7 @@ class Preset:
     head_px: int  # h: the depth map is h × h
     head_width: int
     samples: int  # n: trajectory tokens per frame
-    prior_inputs: int  # F
+    prior_inputs: int  # F, ``decoder.FEATURES`` for each of three axes
     prior_unknowns: int
     prior_weights: int
     prior_width: int = 128
@@ -89,9 +89,9 @@ PRESETS = {
             head_px=518,
             head_width=32,
             samples=30,
-            prior_inputs=25,
-            prior_unknowns=12,
-            prior_weights=1,
+            prior_inputs=300,
+            prior_unknowns=36,
+            prior_weights=9,
         ),
         Preset(
             name="tiny",
@@ -112,9 +112,9 @@ PRESETS = {
             head_px=64,
             head_width=16,
             samples=15,
-            prior_inputs=25,
-            prior_unknowns=12,
-            prior_weights=1,
+            prior_inputs=300,
+            prior_unknowns=36,
+            prior_weights=9,
         ),
     )
 }
