@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+engine_app = typer.Typer(help="Exported networks: compile for this machine, or look inside.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
 out_console = Console()
 err_console = Console(stderr=True)
 
@@ -42,6 +44,9 @@ Params = Annotated[
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One parameter over everything else.", show_default=False),
+]
+EngineFolder = Annotated[
+    Path | None, typer.Argument(help="Exported network; default: the shipped tiny preset.", show_default=False)
 ]
 
 
@@ -279,6 +284,69 @@ def train(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Weights that train wrote; without them they are random.", show_default=False)
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Sizes of the random network: paper or tiny.")] = "tiny",
+    dinov2: Annotated[
+        Path | None, typer.Option(help="Local folder with DINOv2 weights for the random network's encoder.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Matrix products in float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Write a network as ONNX graphs with a manifest, compared with torch on the way. Needs the extra [train]."""
+    if checkpoint and dinov2:
+        raise ConfigError("--dinov2 is for a random network; a checkpoint brings its own encoder")
+    _refuse_existing(out)
+    with _train_extra(), _progress("Exporting") as advance:
+        from .export import export_network, load_network
+
+        network, training = load_network(checkpoint, preset, dinov2)
+        data = training.pop("data", [])
+        export_network(network, out, training, data, precision, advance)
+    _say(f"{out}: {network.preset.name}, {precision}, as in onnxruntime.")
+
+
+@engine_app.command("build")
+def engine_build(folder: EngineFolder = None) -> None:
+    """Compile TensorRT plans ahead of time, into the user's cache; minutes for a large network."""
+    from .engine.manifest import load_manifest
+    from .engine.probe import check_engine
+    from .engine.tensorrt import TensorRtEngine
+
+    with _progress("Compiling") as advance:
+        engine = TensorRtEngine(load_manifest(_engine_folder(folder)), progress=advance)
+    check_engine(engine)
+    engine.close()
+    _say(f"{engine.name}: built {', '.join(engine.built) or 'nothing, all plans were in the cache'}.")
+
+
+@engine_app.command("info")
+def engine_info(folder: EngineFolder = None) -> None:
+    """What a folder holds, what it was trained on, and what would run it here."""
+    from .engine.manifest import load_manifest
+    from .engine.select import select_engine
+
+    manifest = load_manifest(_engine_folder(folder))
+    _say(f"{manifest.folder}: {manifest.preset}, {manifest.precision}, exported by {manifest.version}")
+    table = Table("graph", "MB", Column("in", overflow="fold"), Column("out", overflow="fold"), box=None)
+    for name, graph in manifest.graphs.items():
+        shapes = [
+            ", ".join(f"{tensor} {'×'.join(map(str, shape))}" for tensor, shape in side.items())
+            for side in (graph.inputs, graph.outputs)
+        ]
+        table.add_row(name, f"{graph.path.stat().st_size / 1e6:.1f}", *shapes)
+    out_console.print(table)
+    for key, value in manifest.training.items():
+        _say(f"training, {key}: {value}")
+    for entry in manifest.data:
+        _say(f"data: {', '.join(f'{key} {value}' for key, value in entry.items())}")
+    engine, warning = select_engine("auto", manifest.folder)
+    _say(f"here: {engine.name if engine else 'nothing'}" + (f" ({warning})" if warning else ""))
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: libraries, ROS, middleware, inference, leftovers.
 
@@ -395,6 +463,12 @@ def _refuse_existing(path: Path) -> None:
     """Before minutes of rendering, not after."""
     if path.exists():
         raise ConfigError(f"{path} exists already and is not overwritten")
+
+
+def _engine_folder(folder: Path | None) -> Path:
+    from .share import share_path
+
+    return folder or share_path("engines", "tiny")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,10 @@ from .engine.manifest import FILE_NAME, FORMAT, file_sha256, load_manifest
 from .engine.ort import OrtEngine
 from .engine.probe import moments, probe_inputs
 from .errors import EngineError
+from .model.checkpoint import load_checkpoint
+from .model.encoder import load_backbone
 from .model.network import DepthNetwork, Network
+from .model.presets import preset
 
 PRECISIONS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 PARITY = {"float32": 1e-4, "float16": 0.02}  # largest error against torch, as a share of the output's rms
@@ -57,6 +60,22 @@ class _Decoder(nn.Module):
         self, features: Tensor, depth_features: Tensor, camera: Tensor, trajectory: Tensor, guess: Tensor
     ) -> tuple[Tensor, Tensor]:
         return self.network.decode(features, depth_features, camera, trajectory, guess)
+
+
+def load_network(
+    checkpoint: Path | None, preset_name: str = "tiny", dinov2: Path | None = None
+) -> tuple[Network, dict[str, Any]]:
+    """The network of a checkpoint and its training summary; without one, random weights from a fixed seed.
+
+    dinov2   local folder with weights for the random network's encoder
+    """
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint)
+    torch.manual_seed(0)
+    network = Network(preset(preset_name)).eval()
+    if dinov2 is not None:
+        load_backbone(network.depth.encoder, dinov2)
+    return network, {"weights": "random" if dinov2 is None else "random but for the encoder's DINOv2 layers"}
 
 
 def graphs_of(network: Network) -> dict[str, nn.Module]:
@@ -129,12 +148,13 @@ def _export_graph(
 ) -> dict[str, Any]:
     inputs, outputs = interface(sizes)[name]
     arguments = tuple(torch.from_numpy(value) for value in probe_inputs(inputs).values())
+    names = [f"output:{key}" for key in outputs]
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            module, arguments, dynamo=True, input_names=list(inputs), output_names=list(outputs), verbose=False
+            module, arguments, dynamo=True, input_names=list(inputs), output_names=names, verbose=False
         )
     assert program is not None
-    model = program.model_proto
+    model = _with_output_names(program.model_proto, outputs)
     if precision != "float32":
         model = in_16_bits(model, PRECISIONS[precision])
     onnx.checker.check_model(model)
@@ -146,6 +166,17 @@ def _export_graph(
         "inputs": {key: list(shape) for key, shape in inputs.items()},
         "outputs": {key: list(shape) for key, shape in outputs.items()},
     }
+
+
+def _with_output_names(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """``output:x`` becomes ``x``; a value inside that the exporter called so makes room."""
+    new = {f"output:{name}": name for name in names} | {name: f"inner:{name}" for name in names}
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for value in (*model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.name = new.get(value.name, value.name)
+    return model
 
 
 def _add_parity(folder: Path, manifest: dict[str, Any], modules: Mapping[str, nn.Module], precision: str) -> None:

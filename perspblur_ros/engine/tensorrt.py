@@ -7,7 +7,7 @@ one stream, and each graph with its two copies is one CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +137,7 @@ def _check_tensors(plan: trt.ICudaEngine, graph: Graph) -> None:
         name = plan.get_tensor_name(k)
         if plan.get_tensor_dtype(name) != trt.float32:
             raise EngineError(f"{graph.path}: {name} is {plan.get_tensor_dtype(name)} instead of float32")
-        found[name] = tuple(plan.get_tensor_shape(name))
+        found[name] = tuple(plan.get_tensor_shape(name))  # type: ignore[arg-type]
     if found != {**graph.inputs, **graph.outputs}:
         raise EngineError(f"{graph.path}: the plan's tensors are {found}, the manifest says otherwise")
 
@@ -160,7 +160,7 @@ def _builder(logger: trt.Logger, name: str, graph: Graph, progress: Progress | N
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EngineError(f"TensorRT {trt.__version__} does not build a plan for {graph.path}")
-        return bytes(plan)
+        return bytes(plan)  # type: ignore[call-overload]
 
     return build
 
@@ -174,13 +174,13 @@ def _monitor(name: str, progress: Progress) -> trt.IProgressMonitor:
             super().__init__()
             self._steps: dict[str, int] = {}
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
             if not parent_phase:
-                self._steps[phase_name] = num_steps
+                self._steps[phase_name] = int(num_steps)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
             if phase_name in self._steps:
-                progress(step + 1, self._steps[phase_name], f"Compiling {name}")
+                progress(int(step) + 1, self._steps[phase_name], f"Compiling {name}")
             return True
 
         def phase_finish(self, phase_name: str) -> None:
