@@ -51,7 +51,12 @@ def exp(phi: ArrayLike) -> FloatArray:
     angle = np.sqrt(safe2)
     a = np.where(small, 1.0 - angle2 / 6.0, np.sin(angle) / angle)
     b = np.where(small, 0.5 - angle2 / 24.0, (1.0 - np.cos(angle)) / safe2)
-    c = 1.0 - b * angle2
+    return _about(phi, 1.0 - b * angle2, b, a)
+
+
+def _about(phi: FloatArray, c: FloatArray, b: FloatArray, a: FloatArray) -> FloatArray:
+    """c I + b φφᵀ + a [φ]×, written out."""
+    x, y, z = phi[..., 0], phi[..., 1], phi[..., 2]
     bx, by, bz, ax, ay, az = b * x, b * y, b * z, a * x, a * y, a * z
     R = np.empty((*phi.shape[:-1], 3, 3))
     R[..., 0, 0], R[..., 0, 1], R[..., 0, 2] = c + bx * x, bx * y - az, bx * z + ay
@@ -69,13 +74,14 @@ def log(R: ArrayLike) -> FloatArray:
 def J_right(phi: ArrayLike) -> FloatArray:
     """Right Jacobian: exp(φ + δ) ≈ exp(φ) exp(J_right(φ) δ); also ω_body = J_right(φ) dφ/dt."""
     phi = np.asarray(phi, float)
-    angle2 = np.sum(phi * phi, axis=-1)[..., None, None]
-    safe2 = np.where(angle2 < _SMALL_RAD2, 1.0, angle2)
+    x, y, z = phi[..., 0], phi[..., 1], phi[..., 2]
+    angle2 = x * x + y * y + z * z
+    small = angle2 < _SMALL_RAD2
+    safe2 = np.where(small, 1.0, angle2)
     angle = np.sqrt(safe2)
-    b = np.where(angle2 < _SMALL_RAD2, 0.5 - angle2 / 24.0, (1.0 - np.cos(angle)) / safe2)
-    c = np.where(angle2 < _SMALL_RAD2, 1.0 / 6.0 - angle2 / 120.0, (angle - np.sin(angle)) / (safe2 * angle))
-    K = hat(phi)
-    return np.eye(3) - b * K + c * (K @ K)
+    b = np.where(small, 0.5 - angle2 / 24.0, (1.0 - np.cos(angle)) / safe2)
+    c = np.where(small, 1.0 / 6.0 - angle2 / 120.0, (angle - np.sin(angle)) / (safe2 * angle))
+    return _about(phi, 1.0 - c * angle2, c, -b)
 
 
 def J_right_inv(phi: ArrayLike) -> FloatArray:
