@@ -110,7 +110,7 @@ class _Rows:
     """A basis at every sighting, averaged over its exposure.
 
     rows   T × K × N, over the knots that act in the frame; 0 where a track was not seen
-    knots  (T, K), which ones
+    knots  (T, K), which ones; columns (T, 3 K) are theirs in a system knot by knot
     dense  N × T × count, over all knots
     """
 
@@ -121,6 +121,7 @@ class _Rows:
         K = max(span.stop - span.start for span in spans)
         first = np.array([min(span.start, grid.count - K) for span in spans])
         self.knots = first[:, None] + np.arange(K)
+        self.columns = (3 * self.knots[:, :, None] + np.arange(3)).reshape(len(first), -1)
         rows = grid.mean_rows(t_s - first[:, None] * grid.spacing_s, exposure_s, slice(0, K)) * seen[:, :, None]
         self.rows = np.ascontiguousarray(np.swapaxes(rows, 1, 2))
         self.dense = np.zeros((*t_s.T.shape, grid.count))
@@ -131,15 +132,9 @@ class _Rows:
         """The spline with the coefficients c (count, 3): T × 3 × N."""
         return np.swapaxes(c[self.knots], 1, 2) @ self.rows
 
-    def by_knots(self, J: FloatArray) -> FloatArray:
-        """Jacobians by the spline's value (T, 2, 3, N) → by the knots that act, (T, 3 K, 2 N)."""
-        T, _, _, N = J.shape
-        return (self.rows[:, :, None, None] * np.swapaxes(J, 1, 2)[:, None]).reshape(T, -1, 2 * N)
-
-    @property
-    def columns(self) -> NDArray[np.int64]:
-        """Of ``by_knots``, in a system knot by knot: (T, 3 K)."""
-        return (3 * self.knots[:, :, None] + np.arange(3)).reshape(len(self.knots), -1)
+    def by_knots(self, J: FloatArray, k: int) -> FloatArray:
+        """Jacobians of frame k by the spline's value (2, 3, N) → by the knots that act, (3 K, 2 N)."""
+        return (self.rows[k, :, None, None] * np.swapaxes(J, 0, 1)).reshape(-1, J.shape[0] * J.shape[2])
 
 
 class _Problem:
@@ -153,12 +148,13 @@ class _Problem:
         self.n_rot, self.n_trans = 3 * grid.count, 3 * t_grid.count if self.free_translation else 0
         self.Q = knot_precision(grid.count, grid.spacing_s) / amplitude**2
         gauge = grid.rows(np.array([state.ref_s]))
-        self.Q_gauge = self.Q + GAUGE_PRECISION * gauge.T @ gauge
+        self.prior = np.kron(self.Q + GAUGE_PRECISION * gauge.T @ gauge, np.eye(3))
         if self.free_translation:
             gauge = t_grid.rows(np.array([state.ref_s]))
             self.Qt = translation_precision(
                 t_grid.count, t_grid.spacing_s, translation_m_s, TRANSLATION_ACCELERATION_PER_S * translation_m_s
             ) + GAUGE_PRECISION * gauge.T @ gauge
+            self.prior_trans = np.kron(self.Qt, np.eye(3))
         self.seen = np.isfinite(window.ideal[:, :, 0]).T
         self.followed = self.seen[1:] & self.seen[:-1]
         self.ideal = np.where(self.seen[:, None], window.ideal.transpose(1, 2, 0), 0.0)
@@ -296,26 +292,26 @@ def _normal_equations(
 
     r, J_l = weighted(at.r[:, :, None])[:, :, 0], weighted(by_landmark)
     splines = [(problem.rot, by_phi, 0), *([(problem.trans, by_p, problem.n_rot)] if problem.trans else [])]
-    J = np.concatenate([rows.by_knots(by_value) for rows, by_value, _ in splines], axis=1)
-    columns = np.concatenate([rows.columns + start for rows, _, start in splines], axis=1)
     H, g = np.zeros((n + 1, n + 1)), np.zeros(n + 1)
-    JT = np.swapaxes(J, 1, 2)
-    own = (J * np.tile(weight, 2)[:, None]) @ JT
-    next_ = (J[:-1] * np.tile(w_change, 2)[:, None]) @ JT[1:]
-    for k, here in enumerate(columns):
-        g[here] += J[k] @ r[k].ravel()
-        H[here[:, None], here] += own[k]
-        if k + 1 < len(columns):
-            H[here[:, None], columns[k + 1]] -= next_[k]
-            H[columns[k + 1][:, None], here] -= next_[k].T
+    before, J_before = np.zeros(0, np.int64), np.zeros((0, 2 * N))
+    for k in range(len(at.r)):
+        here = np.concatenate([rows.columns[k] + start for rows, _, start in splines])
+        J = np.concatenate([rows.by_knots(by_value[k], k) for rows, by_value, _ in splines])
+        g[here] += J @ r[k].ravel()
+        H[here[:, None], here] += (J * np.tile(weight[k], 2)) @ J.T
+        if k:
+            coupling = (J * np.tile(w_change[k - 1], 2)) @ J_before.T
+            H[here[:, None], before] -= coupling
+            H[before[:, None], here] -= coupling.T
+        before, J_before = here, J
     H_l = np.einsum("txan,txbn->nab", J_l, by_landmark)
     g_l = np.einsum("txan,txn->na", by_landmark, r)
     cross = np.zeros((N, 3, n + 1))
     for rows, by_value, start in splines:
         per_sighting = np.einsum("txln,txan->lant", J_l, by_value).transpose(2, 0, 1, 3).reshape(N, 9, -1)
         by_axis = (per_sighting @ rows.dense).reshape(N, 3, 3, -1)
-        stop = start + 3 * by_axis.shape[-1]
-        cross[:, :, start:stop] = np.swapaxes(by_axis, 2, 3).reshape(N, 3, -1)
+        columns = cross[:, :, start : start + 3 * by_axis.shape[3]]
+        columns.reshape(N, 3, -1, 3)[:] = np.swapaxes(by_axis, 2, 3)
     off, precision, level = problem.rho_prior(state.rho)
     pull = precision * problem.window.rho_shared_sd
     H_l[:, 2, 2] += precision
@@ -336,11 +332,11 @@ def _normal_equations(
     g = g[:n] - level_row * g[n]
     S = S_tracks.copy()
     rot = slice(0, problem.n_rot)
-    S[rot, rot] += np.kron(problem.Q_gauge, np.eye(3))
+    S[rot, rot] += problem.prior
     g[rot] += (problem.Q @ state.c).ravel()
     if problem.n_trans:
         trans = slice(problem.n_rot, n)
-        S[trans, trans] += np.kron(problem.Qt, np.eye(3))
+        S[trans, trans] += problem.prior_trans
         g[trans] += (problem.Qt @ state.d).ravel()
     return Normal(S, g, H_inv.astype(float), g_l, cross, S_tracks, level_row, float(level_b), float(level_variance))
 
