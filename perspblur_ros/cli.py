@@ -250,7 +250,9 @@ def bench(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="depth, or trajectory (everything else frozen).", show_default=False)],
+    stage: Annotated[
+        str, typer.Argument(help="depth; head (--start: of which checkpoint); trajectory.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run: state, best checkpoint, curves.")],
     config: Annotated[
         Path | None, typer.Option(help="Training configuration; default: the shipped one of the tiny preset.")
@@ -258,6 +260,7 @@ def train(
     data: Annotated[
         Path | None, typer.Option(help="Data folder; without it scikit-image's pictures and simulated hands.")
     ] = None,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint to begin with.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
     sharp: Annotated[bool, typer.Option("--sharp", help="Depth: on sharp, still pictures, for comparison.")] = False,
@@ -266,20 +269,20 @@ def train(
     """Train a network on rendered clips. Needs the extra [train]."""
     from .share import share_path
 
-    if stage not in ("depth", "trajectory"):
-        raise ConfigError(f"stage '{stage}' is none of depth, trajectory")
-    if sharp and stage != "depth":
+    if stage not in ("depth", "head", "trajectory"):
+        raise ConfigError(f"stage '{stage}' is none of depth, head, trajectory")
+    if sharp and stage == "trajectory":
         raise ConfigError("--sharp is a comparison of the depth stage")
     path = config or share_path("config", "training", "tiny.yaml")
     with _train_extra():
-        if stage == "depth":
-            from .training import depth
-
-            best = depth.run(path, data, out, resume, minutes, blurred=not sharp, device=device)
-        else:
+        if stage == "trajectory":
             from .training import trajectory
 
             best = trajectory.run(path, data, out, resume, minutes, device=device)
+        else:
+            from .training import depth
+
+            best = depth.run(stage, path, data, out, resume, minutes, not sharp, device, start)
     _say(f"best at step {best['step']:.0f}: {out / 'best.safetensors'}")
 
 

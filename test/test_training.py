@@ -146,7 +146,7 @@ def test_a_mirrored_clip_is_the_clip_of_the_mirrored_world(material):
         lever_arm_m=M @ LEVER,
     )
     clip, mirrored = (clips_module.render([r], SIZES, 0) for r in (recipe, other))
-    ours = depth._mirrored(clip)
+    ours = depth.mirrored(clip)
     torch.testing.assert_close(ours.image, mirrored.image, atol=0.012, rtol=0)  # noise of rounding: 3 grey levels
     torch.testing.assert_close(ours.camera, mirrored.camera)
     assert (ours.log_depth - mirrored.log_depth).abs().mean() < 0.01
@@ -154,10 +154,15 @@ def test_a_mirrored_clip_is_the_clip_of_the_mirrored_world(material):
 
 def test_a_batch_depends_on_its_step_alone(material, monkeypatch):
     monkeypatch.setattr(depth, "POOL", 4)
-    first = depth.Pool(material, SIZES, 1, torch.device("cpu"))
-    first.batch(0, 2)
-    again = depth.Pool(material, SIZES, 1, torch.device("cpu"))
-    assert torch.equal(first.batch(1, 2).image, again.batch(1, 2).image)
+
+    def pool():
+        return depth.Pool(1, lambda index: depth.training_clip(index, 1, material, SIZES, torch.device("cpu")))
+
+    first = pool()
+    first.choice(0, 2)
+    again = pool()
+    for a, b in zip(first.choice(1, 2), again.choice(1, 2)):
+        assert torch.equal(a.image, b.image)
 
 
 class Toy:

@@ -1,4 +1,4 @@
-"""Stage 1: the depth network on clips rendered as they are used.
+"""Stage 1: the depth network on clips rendered as they are used; then its head alone, on far more measurements.
 
 The loss, where the paper names none:
 - L1 on log depth: relative errors, and depth edges that tracks cannot resolve do not rule the fit as squares would.
@@ -9,145 +9,173 @@ The loss, where the paper names none:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..engine.interface import UNMEASURED_VARIANCE
-from ..model.head import fuse
+from ..errors import ConfigError
+from ..model.checkpoint import load_checkpoint
+from ..model.head import DepthHead, fuse
 from ..model.network import Network
 from ..model.presets import preset
 from .clips import Clips, ClipSizes, draw, render
-from .loop import Schedule, device_of, load_config, schedule, train
+from .loop import Schedule, Stage, device_of, load_config, schedule, train
 from .scenes import Material, load_material
 
 OWN_WEIGHT = 0.5
 GRADIENT_FRAMES = 4  # of the clip's: the encoder learns from a random few, which saves a third of a step
-POOL, FRESH = 192, 2  # clips kept; new ones per step, so that rendering does not outweigh training
+POOL, FRESH = 96, 1  # clips kept; new ones per step, so that rendering does not outweigh training
 VALIDATION_CLIPS, VALIDATION_SEED = 96, 777
 CENTRE_LOG_DEPTH = float(np.log(2.2))  # of the drawn scenes: the constant to beat
 
 
 class DepthStage:
-    """Clips, loss and validation of stage 1."""
+    """Encoder, windows and head together. Clips are mirrored at random."""
 
     def __init__(self, network: Network, plan: Schedule, material: dict[str, Material], sizes: ClipSizes) -> None:
         self.network, self.plan, self.sizes = network, plan, sizes
         self.module: nn.Module = network.depth
-        self.device = next(network.parameters()).device
-        self.pool = Pool(material["train"], sizes, plan.seed, self.device)
-        self.validation = list(_validation(material["validation"], sizes, self.device))
+        device = next(network.parameters()).device
+        self.pool = Pool(plan.seed, lambda index: training_clip(index, plan.seed, material["train"], sizes, device))
+        self.validation = list(validation_clips(material["validation"], sizes, device))
 
     def loss(self, step: int) -> Tensor:
-        clips = self.pool.batch(step, self.plan.batch)
-        learning = np.random.default_rng((self.plan.seed, 2, step)).permutation(self.sizes.frames)[:GRADIENT_FRAMES]
-        refined = self._refined(clips, set(learning.tolist()))
-        nothing = torch.zeros_like(clips.measured)
-        nothing[:, 1] = UNMEASURED_VARIANCE
-        log_depth, log_variance, own = self.network.depth.head(
-            refined.repeat(2, 1, 1), torch.cat([clips.measured, nothing])
-        )
-        truth = clips.log_depth[:, None]
-        fused = _likelihood_loss(log_depth, log_variance, truth.repeat(2, 1, 1, 1))
-        return fused + OWN_WEIGHT * _likelihood_loss(own[: len(truth), :1], own[: len(truth), 1:], truth)
+        rng = np.random.default_rng((self.plan.seed, 2, step))
+        clips = stacked([mirrored(c) if rng.random() < 0.5 else c for c in self.pool.choice(step, self.plan.batch)])
+        learning = set(rng.permutation(self.sizes.frames)[:GRADIENT_FRAMES].tolist())
+        return head_loss(self.network.depth.head, refined(self.network, clips, self.sizes, learning), clips)
 
     def validate(self) -> dict[str, float]:
-        """Mean over the clips; AbsRel of every way to a depth, calibration, and what the control claims."""
-        rows = [row for clips in self.validation for row in self._judged(clips)]
-        measured = [row for row in rows if row["is_measured"]]
-        control = [row for row in rows if not row["is_measured"]]
-        means = {name: float(np.mean([row[name] for row in rows])) for name in ("score", "constant", "median", "own")}
-        for name in ("closed_form", "base", "fused", "nees"):
-            means[name] = float(np.mean([row[name] for row in measured])) if measured else float("nan")
-        means["sd"] = float(np.mean([row["sd"] for row in measured])) if measured else float("nan")
-        means["control_sd"] = float(np.mean([row["sd"] for row in control])) if control else float("nan")
-        return means
-
-    def _judged(self, clips: Clips) -> Iterator[dict[str, float]]:
-        log_depth, log_variance, own = self.network.depth.head(self._refined(clips), clips.measured)
-        base, _ = fuse(own, clips.measured)
-        truth = clips.log_depth[:, None]
-        middle = truth.flatten(1).median(dim=1)[0][:, None, None, None]
-        ways = {
-            "constant": torch.full_like(truth, CENTRE_LOG_DEPTH),
-            "median": middle.expand_as(truth),
-            "own": own[:, :1],
-            "closed_form": clips.measured[:, :1],
-            "base": base,
-            "fused": log_depth,
-        }
-        errors = {name: torch.expm1(way - truth).abs().clamp(max=10).mean(dim=(1, 2, 3)) for name, way in ways.items()}
-        score = (log_depth - truth).abs().mean(dim=(1, 2, 3))
-        nees = ((log_depth - truth) ** 2 * torch.exp(-log_variance)).mean(dim=(1, 2, 3))
-        sd = torch.exp(0.5 * log_variance).mean(dim=(1, 2, 3))
-        for i in range(len(truth)):
-            row = {name: float(error[i]) for name, error in errors.items()}
-            row |= {"score": float(score[i]), "nees": float(nees[i]), "sd": float(sd[i])}
-            yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED_VARIANCE)}
-
-    def _refined(self, clips: Clips, learning: set[int] | None = None) -> Tensor:
-        """Tokens of the first window, refined by the later ones; gradients reach the encoder by the frames named."""
-        network, encoder = self.network.depth, self.network.depth.encoder
-        if not self.sizes.blurred:  # all frames are the same picture
-            features = encoder(clips.image[:, 0].expand(-1, 3, -1, -1))
-            repeated = features[:, None].expand(-1, self.sizes.frames, -1, -1)
-            return network.refine(network.windows(repeated, clips.camera))
-        parts = []
-        for k, picture in enumerate(clips.image.expand(-1, -1, 3, -1, -1).unbind(1)):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and (learning is None or k in learning)):
-                parts.append(encoder(picture))
-        return network.refine(network.windows(torch.stack(parts, dim=1), clips.camera))
+        head = self.network.depth.head
+        return summarised(
+            [row for c in self.validation for row in judged(head, refined(self.network, c, self.sizes), c)]
+        )
 
 
-def _likelihood_loss(log_depth: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
+class HeadStage:
+    """The head alone, everything before it frozen: a clip's tokens are computed once, and a step costs a fifth."""
+
+    def __init__(self, network: Network, plan: Schedule, material: dict[str, Material], sizes: ClipSizes) -> None:
+        self.network, self.plan, self.sizes = network, plan, sizes
+        self.module: nn.Module = network.depth.head
+        device = next(network.parameters()).device
+        self.pool = Pool(
+            plan.seed, lambda index: self._kept(training_clip(index, plan.seed, material["train"], sizes, device))
+        )
+        self.validation = [self._kept(c) for c in validation_clips(material["validation"], sizes, device)]
+
+    def loss(self, step: int) -> Tensor:
+        clips = stacked(self.pool.choice(step, self.plan.batch))
+        return head_loss(self.network.depth.head, clips.image, clips)
+
+    def validate(self) -> dict[str, float]:
+        head = self.network.depth.head
+        return summarised([row for kept in self.validation for row in judged(head, kept.image, kept)])
+
+    @torch.no_grad()
+    def _kept(self, clips: Clips) -> Clips:
+        """The clips with their refined tokens (B, P, d) in the place of their pictures."""
+        return replace(clips, image=refined(self.network, clips, self.sizes))
+
+
+def refined(network: Network, clips: Clips, sizes: ClipSizes, learning: set[int] | None = None) -> Tensor:
+    """Tokens of the first window, refined by the later ones; gradients reach the encoder by the frames named."""
+    depth = network.depth
+    if not sizes.blurred:  # all frames are the same picture
+        features = depth.encoder(clips.image[:, 0].expand(-1, 3, -1, -1))
+        return depth.refine(depth.windows(features[:, None].expand(-1, sizes.frames, -1, -1), clips.camera))
+    parts = []
+    for k, picture in enumerate(clips.image.expand(-1, -1, 3, -1, -1).unbind(1)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (learning is None or k in learning)):
+            parts.append(depth.encoder(picture))
+    return depth.refine(depth.windows(torch.stack(parts, dim=1), clips.camera))
+
+
+def head_loss(head: DepthHead, tokens: Tensor, clips: Clips) -> Tensor:
+    """Each clip with its measurement and with none; the network's own Gaussian is the same in both."""
+    truth = clips.log_depth[:, None]
+    nothing = torch.zeros_like(clips.measured)
+    nothing[:, 1] = UNMEASURED_VARIANCE
+    log_depth, log_variance, own = head(tokens.repeat(2, 1, 1), torch.cat([clips.measured, nothing]))
+    own = own[: len(truth)]
+    fused = likelihood_loss(log_depth, log_variance, truth.repeat(2, 1, 1, 1))
+    return fused + OWN_WEIGHT * likelihood_loss(own[:, :1], own[:, 1:], truth)
+
+
+def likelihood_loss(log_depth: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
     error = log_depth - truth
     squared = error.detach().square().clamp(max=9.0)
     return error.abs().mean() + 0.25 * (squared * torch.exp(-log_variance) + log_variance).mean()
 
 
-class Pool:
-    """The newest clips: each step replaces a few and draws its batch from all. Mirrored at random."""
+def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, float]]:
+    """AbsRel of every way to a depth, a row per clip; ``base`` is the product of own and measured, uncorrected."""
+    log_depth, log_variance, own = head(tokens, clips.measured)
+    base, _ = fuse(own, clips.measured)
+    truth = clips.log_depth[:, None]
+    middle = truth.flatten(1).median(dim=1)[0][:, None, None, None]
+    ways = {
+        "constant": torch.full_like(truth, CENTRE_LOG_DEPTH),
+        "median": middle.expand_as(truth),
+        "own": own[:, :1],
+        "closed_form": clips.measured[:, :1],
+        "base": base,
+        "fused": log_depth,
+    }
+    errors = {name: torch.expm1(way - truth).abs().clamp(max=10).mean(dim=(1, 2, 3)) for name, way in ways.items()}
+    score = (log_depth - truth).abs().mean(dim=(1, 2, 3))
+    nees = ((log_depth - truth) ** 2 * torch.exp(-log_variance)).mean(dim=(1, 2, 3))
+    sd = torch.exp(0.5 * log_variance).mean(dim=(1, 2, 3))
+    for i in range(len(truth)):
+        row = {name: float(error[i]) for name, error in errors.items()}
+        row |= {"score": float(score[i]), "nees": float(nees[i]), "sd": float(sd[i])}
+        yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED_VARIANCE)}
 
-    def __init__(self, material: Material, sizes: ClipSizes, seed: int, device: torch.device) -> None:
-        self.material, self.sizes, self.seed, self.device = material, sizes, seed, device
+
+def summarised(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the clips; those with a measurement and the control apart."""
+    measured = [row for row in rows if row["is_measured"]]
+    control = [row for row in rows if not row["is_measured"]]
+
+    def mean(name: str, of: list[dict[str, float]]) -> float:
+        return float(np.mean([row[name] for row in of])) if of else float("nan")
+
+    numbers = {name: mean(name, rows) for name in ("score", "constant", "median", "own")}
+    numbers |= {name: mean(name, measured) for name in ("closed_form", "base", "fused", "nees", "sd")}
+    return numbers | {"control_fused": mean("fused", control), "control_sd": mean("sd", control)}
+
+
+class Pool:
+    """The newest clips: each step replaces a few and draws its batch from all, whatever was asked for before."""
+
+    def __init__(self, seed: int, make: Callable[[int], Clips]) -> None:
+        self.seed, self.make = seed, make
         self._clips: dict[int, Clips] = {}
 
-    def batch(self, step: int, size: int) -> Clips:
-        """The batch of a step; the same seed and step give the same batch, whatever was asked for before."""
+    def choice(self, step: int, size: int) -> list[Clips]:
         first = FRESH * step
         for index in [i for i in self._clips if i < first]:
             del self._clips[index]
-        missing = [i for i in range(first, first + POOL) if i not in self._clips]
-        for start in range(0, len(missing), 2):
-            self._render(missing[start : start + 2])
+        for index in range(first, first + POOL):
+            if index not in self._clips:
+                self._clips[index] = self.make(index)
         rng = np.random.default_rng((self.seed, 1, step))
-        chosen = [self._clips[int(i)] for i in rng.choice(np.arange(first, first + POOL), size, replace=False)]
-        return _stacked([_mirrored(c) if rng.random() < 0.5 else c for c in chosen])
-
-    def _render(self, indices: list[int]) -> None:
-        for index in indices:  # one by one: the noise of a clip must not depend on its neighbours
-            recipe = draw(np.random.default_rng((self.seed, 0, index)), self.material, self.sizes)
-            self._clips[index] = render([recipe], self.sizes, self.seed * 1_000_003 + index, self.device)
+        return [self._clips[int(i)] for i in rng.choice(np.arange(first, first + POOL), size, replace=False)]
 
 
-def _stacked(clips: list[Clips]) -> Clips:
-    return Clips(*(torch.cat([getattr(c, name) for c in clips]) for name in Clips.__dataclass_fields__))
+def training_clip(index: int, seed: int, material: Material, sizes: ClipSizes, device: torch.device) -> Clips:
+    """One by one: the noise of a clip must not depend on its neighbours."""
+    recipe = draw(np.random.default_rng((seed, 0, index)), material, sizes)
+    return render([recipe], sizes, seed * 1_000_003 + index, device)
 
 
-def _mirrored(clips: Clips) -> Clips:
-    """Left and right exchanged: the same clip of a mirrored world, in which x of the lever arm changes sign."""
-    camera = clips.camera.clone()
-    camera[:, 4] *= -1
-    return Clips(clips.image.flip(-1), camera, clips.log_depth.flip(-1), clips.measured.flip(-1))
-
-
-def _validation(material: Material, sizes: ClipSizes, device: torch.device, size: int = 8) -> Iterator[Clips]:
-    """A fixed set; every eighth clip turns about its optical centre (the control)."""
+def validation_clips(material: Material, sizes: ClipSizes, device: torch.device, size: int = 8) -> Iterator[Clips]:
+    """A fixed set in batches; every eighth clip turns about its optical centre (the control)."""
     for start in range(0, VALIDATION_CLIPS, size):
         recipes = []
         for i in range(start, start + size):
@@ -157,17 +185,35 @@ def _validation(material: Material, sizes: ClipSizes, device: torch.device, size
         yield render(recipes, sizes, VALIDATION_SEED + start, device)
 
 
+def stacked(clips: list[Clips]) -> Clips:
+    return Clips(*(torch.cat([getattr(c, field.name) for c in clips]) for field in fields(Clips)))
+
+
+def mirrored(clips: Clips) -> Clips:
+    """Left and right exchanged: the same clip of a mirrored world, in which x of the lever arm changes sign."""
+    camera = clips.camera.clone()
+    camera[:, 4] *= -1
+    return Clips(clips.image.flip(-1), camera, clips.log_depth.flip(-1), clips.measured.flip(-1))
+
+
 def run(
-    config_path: Path, data_dir: Path | None, out: Path, resume: bool = False, minutes: float | None = None,
-    blurred: bool = True, device: str = "auto",
+    stage: str, config_path: Path, data_dir: Path | None, out: Path, resume: bool = False,
+    minutes: float | None = None, blurred: bool = True, device: str = "auto", start: Path | None = None,
 ) -> dict[str, float]:
-    """Train stage 1 as a configuration says. ``blurred`` False: the comparison on sharp, still pictures."""
-    config: dict[str, Any] = load_config(config_path)
-    plan = schedule(config["depth"])
-    sizes_of = preset(config["preset"])
+    """Train "depth", or the "head" of the checkpoint ``start``, as a configuration says.
+
+    ``blurred`` False: the comparison on sharp, still pictures.
+    """
+    config = load_config(config_path)
+    plan = schedule(config[stage])
     torch.manual_seed(plan.seed)
-    network = Network(sizes_of).to(device_of(device)).train()
-    sizes = ClipSizes(sizes_of.clip_frames, sizes_of.image_px, sizes_of.head_px, blurred=blurred)
+    if stage == "head" and start is None:
+        raise ConfigError("the head is trained on a checkpoint of the depth stage: --start names it")
+    network = Network(preset(config["preset"])) if start is None else load_checkpoint(start)[0]
+    network = network.to(device_of(device)).train()
+    sizes = ClipSizes(
+        network.preset.clip_frames, network.preset.image_px, network.preset.head_px, blurred=blurred
+    )
     material = {split: load_material(data_dir, split) for split in ("train", "validation")}
-    stage = DepthStage(network, plan, material, sizes)
-    return train(stage, plan, out, resume, minutes, {"stage": "depth", "blurred": blurred, "preset": config["preset"]})
+    made: Stage = (DepthStage if stage == "depth" else HeadStage)(network, plan, material, sizes)
+    return train(made, plan, out, resume, minutes, {"stage": stage, "blurred": blurred, "preset": config["preset"]})
