@@ -199,7 +199,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatc
     interrupted = loop.train(Toy(), PLAN, tmp_path / "parts", minutes=0.0, report=quiet)
     assert interrupted["step"] == 0
     half = Toy()
-    run = loop._Run(half, PLAN, tmp_path / "parts", {})
+    run = loop._Run(half, PLAN, tmp_path / "parts", "toy", {})
     run.restore()
     for _ in range(8):
         run.advance()
@@ -210,7 +210,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatc
         assert torch.equal(a, b)
     kept = Toy()
     kept.network, summary = load_checkpoint(tmp_path / "parts" / "best.safetensors")
-    assert summary["step"] == best["step"]
+    assert summary["training"]["step"] == best["step"]
     assert kept.validate()["score"] == pytest.approx(best["score"])
 
 

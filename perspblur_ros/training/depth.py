@@ -25,7 +25,7 @@ from ..model.network import Network
 from ..model.presets import preset
 from .clips import Clips, ClipSizes, draw, render
 from .loop import Schedule, Stage, device_of, load_config, schedule, train
-from .scenes import Material, load_material
+from .scenes import Material, load_material, sources
 
 OWN_WEIGHT = 0.5
 GRADIENT_FRAMES = 4  # of the clip's: the encoder learns from a random few, which saves a third of a step
@@ -209,11 +209,12 @@ def run(
     torch.manual_seed(plan.seed)
     if stage == "head" and start is None:
         raise ConfigError("the head is trained on a checkpoint of the depth stage: --start names it")
-    network = Network(preset(config["preset"])) if start is None else load_checkpoint(start)[0]
+    network, summary = (Network(preset(config["preset"])), {}) if start is None else load_checkpoint(start)
     network = network.to(device_of(device)).train()
     sizes = ClipSizes(
         network.preset.clip_frames, network.preset.image_px, network.preset.head_px, blurred=blurred
     )
     material = {split: load_material(data_dir, split) for split in ("train", "validation")}
     made: Stage = (DepthStage if stage == "depth" else HeadStage)(network, plan, material, sizes)
-    return train(made, plan, out, resume, minutes, {"stage": stage, "blurred": blurred, "preset": config["preset"]})
+    summary["data"] = sources(data_dir)
+    return train(made, plan, out, resume, minutes, stage if blurred else f"{stage}_sharp", summary)

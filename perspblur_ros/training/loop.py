@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,11 +93,14 @@ def device_of(name: str = "auto") -> torch.device:
 
 def train(
     stage: Stage, plan: Schedule, out: Path, resume: bool = False, minutes: float | None = None,
-    summary: Mapping[str, Any] | None = None, report: Callable[[str], None] = print,
+    name: str = "training", summary: Mapping[str, Any] | None = None, report: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Run the schedule, or as much of it as fits into ``minutes``; returns the best validation's numbers."""
+    """Run the schedule, or as much of it as fits into ``minutes``; returns the best validation's numbers.
+
+    summary  what the checkpoint says of its training; the schedule and the validation are added to it under ``name``
+    """
     out.mkdir(parents=True, exist_ok=True)
-    run = _Run(stage, plan, out, dict(summary or {}))
+    run = _Run(stage, plan, out, name, dict(summary or {}))
     if resume:
         run.restore()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -119,9 +122,9 @@ def train(
 class _Run:
     """One run's moving parts."""
 
-    def __init__(self, stage: Stage, plan: Schedule, out: Path, summary: dict[str, Any]) -> None:
+    def __init__(self, stage: Stage, plan: Schedule, out: Path, name: str, summary: dict[str, Any]) -> None:
         torch.manual_seed(plan.seed)
-        self.stage, self.plan, self.out, self.summary = stage, plan, out, summary
+        self.stage, self.plan, self.out, self.name, self.summary = stage, plan, out, name, summary
         self.parameters = {n: p for n, p in stage.module.named_parameters() if p.requires_grad}
         self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
@@ -163,7 +166,8 @@ class _Run:
         self.history.append(row)
         if numbers["score"] < self.best["score"]:
             self.best = row
-            save_checkpoint(self.out / "best.safetensors", self.stage.network, {**self.summary, **row})
+            summary = {**self.summary, self.name: {**asdict(self.plan), **rounded(row)}}
+            save_checkpoint(self.out / "best.safetensors", self.stage.network, summary)
         self._load(own)
         self.save()
         return "  ".join(f"{k} {v:.4g}" for k, v in row.items())
@@ -205,6 +209,11 @@ class _Run:
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"optimiser.{key}.{name}" in tensors
                 }
+
+
+def rounded(row: Mapping[str, float]) -> dict[str, float | None]:
+    """Four digits are all that means anything; JSON knows no NaN."""
+    return {name: float(f"{value:.4g}") if math.isfinite(value) else None for name, value in row.items()}
 
 
 def write_history(out: Path, history: list[dict[str, float]]) -> None:
