@@ -34,6 +34,7 @@ MEDIAN_ABS_NORMAL = 0.6745
 MAX_ITERATIONS = 30
 NOISE_ITERATIONS = 8
 WAHBA_ITERATIONS = 8
+WAHBA_CONVERGED_PX = 0.02  # it only starts Gauss–Newton, and tells the rate that row times are corrected with
 CONVERGED_PX = 1e-4
 RHO_RANGE = (0.0, 20.0)  # 1/m: infinity to 5 cm
 NEAREST = 0.05  # a point this close to the image plane, in units of its depth, is behind the camera for all we know
@@ -117,8 +118,13 @@ def wahba(rays_ref: ArrayLike, rays_cur: ArrayLike, weights: ArrayLike | None = 
     """R_ref_from_cur that minimises Σ w |m_ref − R m_cur|² over unit rays, by SVD; (N, 3), (N, 3), (N,) → (3, 3)."""
     a, b = _unit(rays_ref), _unit(rays_cur)
     w = np.ones(len(a)) if weights is None else np.asarray(weights, float)
-    U, _, Vt = np.linalg.svd((w[:, None] * a).T @ b)
-    return U @ np.diag([1.0, 1.0, np.linalg.det(U) * np.linalg.det(Vt)]) @ Vt
+    return _nearest_rotation((w[:, None] * a).T @ b)
+
+
+def _nearest_rotation(M: FloatArray) -> FloatArray:
+    U, _, Vt = np.linalg.svd(M)
+    U[:, 2] *= np.linalg.det(U) * np.linalg.det(Vt)
+    return np.asarray(U @ Vt, float).astype(float)
 
 
 def _unit(rays: ArrayLike) -> FloatArray:
@@ -128,11 +134,13 @@ def _unit(rays: ArrayLike) -> FloatArray:
 
 def robust_wahba(rays_ref: ArrayLike, rays_cur: ArrayLike, focal_px: float) -> FloatArray:
     """``wahba`` with Geman–McClure weights, their scale from the median residual."""
-    a, b = _unit(rays_ref), _unit(rays_cur)
-    weights = np.ones(len(a))
+    a, b = np.ascontiguousarray(_unit(rays_ref).T), np.ascontiguousarray(_unit(rays_cur).T)
+    R, weights = np.eye(3), np.ones(a.shape[1])
     for _ in range(WAHBA_ITERATIONS):
-        R = wahba(a, b, weights)
-        error2 = np.sum((a - b @ R.T) ** 2, axis=1) * focal_px**2
+        R_before, R = R, _nearest_rotation((weights * a) @ b.T)
+        if np.abs(R - R_before).max() * focal_px < WAHBA_CONVERGED_PX:
+            break
+        error2 = np.sum((a - R @ b) ** 2, axis=0) * focal_px**2
         scale2 = max(MIN_SIGMA_PX**2, float(np.median(error2)) / MEDIAN_CHI2)
         weights = 1.0 / (1.0 + error2 / (2 * scale2)) ** 2
     return R
@@ -191,38 +199,45 @@ class _Estimate:
 
 @dataclass(frozen=True)
 class _System:
-    """The problem linearised at an estimate.
+    """The problem linearised at an estimate; arrays end with the points, N.
 
-    residual   N × 2, measured − predicted pixels, each point at its prior depth (plus the common shift)
-    J          N × 2 × k, by the unknowns: δ, the position where it is free, the common depth shift
-    J_rho      N × 2, by the point's own inverse depth
-    precision  N × 2 × 2, inverse covariance of the residual: pixel noise and what the depth prior leaves open
+    residual   2 × N, measured − predicted pixels, each point at its prior depth (plus the common shift)
+    J          2 × k × N, by the unknowns: δ, the position where it is free, the common depth shift
+    spread     2 × N, by the point's own inverse depth in its prior deviations: with the pixel noise it makes up the
+               residual's covariance, σ² I + s sᵀ
     """
 
     residual: FloatArray
     J: FloatArray
-    J_rho: FloatArray
-    precision: FloatArray
+    spread: FloatArray
+    sigma_px: float
+
+    @cached_property
+    def variance_along(self) -> FloatArray:
+        """N, px² in the direction of ``spread``."""
+        return self.sigma_px**2 + np.sum(self.spread**2, axis=0)
+
+    @cached_property
+    def whitened(self) -> FloatArray:
+        """2 × N, inverse covariance times residual (Sherman–Morrison)."""
+        along = np.sum(self.spread * self.residual, axis=0) / self.variance_along
+        return (self.residual - self.spread * along) / self.sigma_px**2
 
     @cached_property
     def chi2(self) -> FloatArray:
         """N, squared residuals in sigmas."""
-        return np.sum(self.residual * self.whitened, axis=1)
-
-    @cached_property
-    def whitened(self) -> FloatArray:
-        """N × 2, precision times residual."""
-        return (self.precision @ self.residual[:, :, None])[:, :, 0]
+        return np.sum(self.residual * self.whitened, axis=0)
 
     @cached_property
     def scores(self) -> FloatArray:
-        """N × k, every point's pull on the unknowns."""
-        return (self.whitened[:, None, :] @ self.J)[:, 0]
+        """k × N, every point's pull on the unknowns."""
+        return self.whitened[0] * self.J[0] + self.whitened[1] * self.J[1]
 
     def information(self, weight: FloatArray) -> FloatArray:
-        """Σ w Jᵀ P J, (k, k)."""
-        PJ = weight[:, None, None] * (self.precision @ self.J)
-        return np.tensordot(self.J, PJ, axes=((0, 1), (0, 1)))
+        """Σ w Jᵀ (σ² I + s sᵀ)⁻¹ J, (k, k)."""
+        along = self.spread[0] * self.J[0] + self.spread[1] * self.J[1]
+        parts = (weight * self.J[0]) @ self.J[0].T + (weight * self.J[1]) @ self.J[1].T
+        return (parts - (weight / self.variance_along * along) @ along.T) / self.sigma_px**2
 
 
 @dataclass(frozen=True)
@@ -242,12 +257,6 @@ class _Problem:
         """p = (R − I) r of the pivoting camera, or the prior's mean."""
         return np.zeros(3) if self.lever_arm_m is None else (R - np.eye(3)) @ self.lever_arm_m
 
-    def J_motion(self, R: FloatArray) -> FloatArray:
-        """d(δ, p)/d unknowns of the motion: p is free (6, 6), or tied to δ by dp = −R [r]× δ (6, 3)."""
-        if self.lever_arm_m is None:
-            return np.eye(6)
-        return np.concatenate([np.eye(3), -R @ so3.hat(self.lever_arm_m)])
-
     @cached_property
     def prior(self) -> FloatArray:
         """Diagonal of the prior precision of the unknowns, (k,)."""
@@ -258,13 +267,20 @@ class _Problem:
         return np.clip(self.rho + at.depth_shift * self.rho_sd, *RHO_RANGE)
 
     def system(self, at: _Estimate) -> _System:
-        rho = self.depths(at)
-        residual = self.cur - predicted_pixels(self.camera, self.rays, at.R, at.p, rho)
-        J_pose, J_rho = J_predicted_pixels(self.camera, self.rays, at.R, at.p, rho)
-        spread = self.rho_sd[:, None] * J_rho
-        covariance = at.sigma_px**2 * np.eye(2) + spread[:, :, None] * spread[:, None, :]
-        J = np.concatenate([J_pose @ self.J_motion(at.R), spread[:, :, None]], axis=2)
-        return _System(residual, J, J_rho, np.linalg.inv(covariance).astype(float))
+        """As ``predicted_pixels`` and ``J_predicted_pixels``, all points at once; p free, or tied by dp = −R [r]× δ."""
+        rho, f = self.depths(at), np.array([[self.camera.fx], [self.camera.fy]])
+        Y = _seen_from(self.rays, at.R, at.p, rho).T
+        x, y = slopes = Y[:2] / Y[2]
+        one, zero = np.ones_like(x), np.zeros_like(x)
+        by_turn = f[:, None] * np.array([[x * y, -1 - x * x, y], [1 + y * y, -x * y, -x]])
+        by_shift = f[:, None] / Y[2] * np.array([[one, zero, -x], [zero, one, -y]])
+        if self.lever_arm_m is None:
+            J = np.concatenate([by_turn, -rho * (at.R @ by_shift)], axis=1)
+        else:
+            J = by_turn - rho * (so3.hat(self.lever_arm_m) @ by_shift)
+        spread = -self.rho_sd * ((at.R.T @ at.p) @ by_shift)
+        residual = self.cur.T - f * slopes - np.array([[self.camera.cx], [self.camera.cy]])
+        return _System(residual, np.concatenate([J, spread[:, None]], axis=1), spread, at.sigma_px)
 
     def solved(self) -> tuple[_Estimate, bool]:
         R = robust_wahba(self.rays, self.camera.rays(self.cur), self.camera.focal_px)
@@ -280,7 +296,7 @@ class _Problem:
         system = self.system(at)
         weight = _cauchy(system.chi2)
         state = np.array([0.0, 0.0, 0.0, *([] if self.lever_arm_m is not None else at.p), at.depth_shift])
-        gradient = weight @ system.scores / self.temper - self.prior * state
+        gradient = system.scores @ weight / self.temper - self.prior * state
         step = np.linalg.solve(system.information(weight) / self.temper + np.diag(self.prior), gradient)
         R = at.R @ so3.exp(step[:3])
         p = self.position(R) if self.lever_arm_m is not None else at.p + step[3:6]
@@ -290,34 +306,30 @@ class _Problem:
 
     def _noise_px(self, system: _System, sigma_px: float) -> float:
         """The noise from the median residual; along the way a depth error moves a point, in so far as it is noise."""
-        length = np.linalg.norm(system.J_rho, axis=1)
-        along = system.J_rho / np.where(length > 0, length, 1.0)[:, None]
-        along[length == 0] = (1.0, 0.0)
-        across = np.stack([-along[:, 1], along[:, 0]], axis=1)
-        sd_along = np.hypot(sigma_px, self.rho_sd * length)
-        z_across = np.sum(across * system.residual, axis=1) / sigma_px
-        z_along = np.sum(along * system.residual, axis=1) / sd_along
+        length = np.hypot(*system.spread)
+        along_x, along_y = np.where(length > 0, system.spread, [[1.0], [0.0]]) / np.where(length > 0, length, 1.0)
+        x, y = system.residual
+        sd_along = np.sqrt(system.variance_along)
+        z = np.abs(np.concatenate([(along_x * y - along_y * x) / sigma_px, (along_x * x + along_y * y) / sd_along]))
         share = np.concatenate([np.ones(len(length)), (sigma_px / sd_along) ** 2])
-        median = _weighted_median(np.abs(np.concatenate([z_across, z_along])), share)
-        return max(MIN_SIGMA_PX, sigma_px * median / MEDIAN_ABS_NORMAL)
+        return max(MIN_SIGMA_PX, sigma_px * _weighted_median(z, share) / MEDIAN_ABS_NORMAL)
 
     def covariance(self, system: _System) -> FloatArray:
         """3 × 3, of the rotation: the M-estimator's A⁻¹ M A⁻¹, A its curvature and M the variance of its score."""
         weight = _cauchy(system.chi2)
         curvature = np.maximum(weight - weight**2 * system.chi2 / CAUCHY_SCALE2, 0.0)
-        scores = weight[:, None] * system.scores
+        scores = weight * system.scores
         n, k = len(weight), len(self.prior)
         prior = np.diag(self.prior)
         A = np.linalg.inv(system.information(curvature) / self.temper + prior)
-        M = scores.T @ scores / self.temper * n / (n - k / 2) + prior
+        M = scores @ scores.T / self.temper * n / (n - k / 2) + prior
         return (A @ M @ A)[:3, :3]
 
     def refined_rho(self, at: _Estimate, system: _System) -> tuple[FloatArray, FloatArray]:
         """Inverse depths and their deviations given the motion: prior and parallax as two Gaussians."""
-        gain = self.rho_sd**2
-        rho = self.depths(at) + gain * np.sum(system.J_rho * system.whitened, axis=1)
-        told = gain * np.einsum("ni,nij,nj->n", system.J_rho, system.precision, system.J_rho)
-        return np.clip(rho, *RHO_RANGE), self.rho_sd * np.sqrt(np.maximum(1.0 - told, 0.0))
+        rho = self.depths(at) + self.rho_sd * np.sum(system.spread * system.whitened, axis=0)
+        left = system.sigma_px**2 / system.variance_along
+        return np.clip(rho, *RHO_RANGE), self.rho_sd * np.sqrt(left)
 
 
 def _cauchy(chi2: FloatArray) -> FloatArray:
