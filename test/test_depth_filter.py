@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perspblur_ros.depth_filter import JITTER, REACH, SPREAD, UNMEASURED_VARIANCE, Grid, rasterise
+from perspblur_ros import so3
+from perspblur_ros.camera import Camera
+from perspblur_ros.depth_filter import (
+    JITTER,
+    MAX_POINTS,
+    PRIOR_RHO,
+    REACH,
+    SPREAD,
+    UNMEASURED_VARIANCE,
+    DepthFilter,
+    Grid,
+    Points,
+    own_and_scale,
+    rasterise,
+    with_prior,
+)
+from perspblur_ros.displacement import moved_pixels
 
+UNIT = Camera(2, 2, 1.0, 1.0, 0.0, 0.0)
 GRID = Grid(12, 16, 480, 640)
 
 
@@ -27,19 +46,13 @@ def plain_process(pixels, rho, covariance, at, level):
     return level * gain @ (rho / level), level**2 * (prior[-1, -1] - gain @ prior[:-1, -1])
 
 
-@pytest.mark.parametrize("shared_sd", [0.0, 0.2])
-def test_a_map_is_the_posterior_of_the_process(shared_sd):
+def test_a_map_is_the_posterior_of_the_process():
     pixels, rho, variance = points(1)
-    rho, variance = rho.round(1), np.full(len(rho), 0.0025)
-    covariance = np.diag(variance) + shared_sd**2 * np.outer(rho, rho)
-    log_depth, log_variance = rasterise(pixels, rho, covariance, GRID)
-    level = np.sort(rho)[len(rho) // 2 - 1] if shared_sd == 0 else None
-    if level is None:  # the weights of the median are not equal: take it from the function's own definition
-        order = np.argsort(rho)
-        total = np.cumsum((1 / covariance.diagonal())[order])
-        level = rho[order][np.searchsorted(total, total[-1] / 2)]
+    variance[:] = 0.0025
+    log_depth, log_variance = rasterise(pixels, rho, variance, GRID)
+    level = np.sort(rho)[len(rho) // 2 - 1]
     for cell in (0, 37, 100, 191):
-        mean, var = plain_process(pixels, rho, covariance, GRID.centres()[cell], level)
+        mean, var = plain_process(pixels, rho, np.diag(variance), GRID.centres()[cell], level)
         assert np.exp(-log_depth.ravel()[cell]) == pytest.approx(mean, rel=1e-4)
         assert log_variance.ravel()[cell] == pytest.approx(var / mean**2, rel=1e-3)
 
@@ -78,12 +91,94 @@ def test_doubt_grows_with_the_distance_to_the_points():
     assert np.all(np.diff(log_variance[1:]) > 0)
 
 
-def test_an_error_that_all_points_share_does_not_average_out():
-    rng = np.random.default_rng(3)
-    pixels, rho, variance = rng.normal([300, 220], 2, (40, 2)), np.full(40, 0.5), np.full(40, 0.05**2)
-    shared = np.eye(40) * 1e-6 + variance[0]
-    assert rasterise(pixels, rho, shared, GRID)[1].min() > 0.1**2
-    assert rasterise(pixels, rho, variance, GRID)[1].min() < 0.8 * 0.1**2
+def test_an_error_that_all_points_share_is_in_every_cell():
+    pixels, rho, variance = points(3)
+    alone, shared = rasterise(pixels, rho, variance, GRID), rasterise(pixels, rho, variance, GRID, 0.04)
+    np.testing.assert_array_equal(alone[0], shared[0])
+    np.testing.assert_allclose(shared[1], alone[1] + 0.04, rtol=1e-5)
+
+
+def test_a_covariance_is_taken_apart_into_own_and_shared_errors():
+    _, rho, variance = points(3)
+    own, scale_variance = own_and_scale(rho, np.diag(variance) + 0.05**2 * np.outer(rho, rho))
+    assert scale_variance == pytest.approx(0.05**2, rel=0.1)
+    np.testing.assert_allclose(own, variance, rtol=0.05, atol=0.05**2 * 0.1)
+
+
+def test_the_prior_counts_only_where_little_is_measured():
+    log_depth, variance = with_prior(np.array([[[1.5, 1.5, 0.0]], [[1e-4, 1e3, UNMEASURED_VARIANCE]]]))
+    assert log_depth[0, 0] == pytest.approx(1.5, abs=1e-3)
+    assert variance[0, 0] == pytest.approx(1e-4, rel=1e-2)
+    assert log_depth[0, 1:] == pytest.approx(-np.log(PRIOR_RHO), abs=0.01)
+    assert variance[0, 2] == pytest.approx(1.0, rel=0.01)
+
+
+# --- over time --------------------------------------------------------------------------------------------------------
+
+ARM_M = np.array([0.03, -0.1, 0.15])
+
+
+def seen(seed: int, n: int = 60) -> tuple[Points, np.ndarray]:
+    """Points of a scene as the start frame sees them, and their true inverse depths."""
+    rng = np.random.default_rng(seed)
+    rho = rng.uniform(0.3, 1.0, n)
+    return Points(np.arange(n), rng.uniform(-0.5, 0.5, (n, 2)), rho, np.full(n, 0.02**2), 0.01), rho
+
+
+turns = st.tuples(*[st.floats(-0.2, 0.2)] * 3).map(lambda v: so3.exp(np.array(v)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(turns, turns)
+def test_points_turn_as_the_exact_displacement_says(R_start_from_a, R_start_from_b):
+    points, _ = seen(0)
+    a = points.seen_from(R_start_from_a.T, ARM_M)
+    expected = moved_pixels(UNIT, UNIT.project(np.c_[points.rays, np.ones(60)]), R_start_from_a, points.rho, ARM_M)
+    np.testing.assert_allclose(UNIT.project(np.c_[a.rays, np.ones(60)]), expected, atol=1e-9)
+    direct = points.seen_from(R_start_from_b.T, ARM_M)
+    by_a = a.seen_from(R_start_from_b.T @ R_start_from_a, ARM_M)
+    np.testing.assert_allclose(by_a.rays, direct.rays, atol=1e-9)
+    np.testing.assert_allclose(by_a.rho, direct.rho, atol=1e-9)
+
+
+def test_windows_of_other_data_add_up_and_the_same_window_twice_does_not():
+    truth, _ = seen(1)
+    for share, expected in ((1.0, 0.5), (1e-6, 1.0)):
+        fused = DepthFilter(ARM_M)
+        for _ in range(2):
+            fused.add(truth, np.eye(3), share, 0.0)
+        points = fused.points(np.eye(3))
+        np.testing.assert_allclose(points.variance, expected * truth.variance, rtol=0.01)
+        assert points.scale_variance == pytest.approx(expected * truth.scale_variance, rel=0.01)
+
+
+def test_over_time_depths_and_their_scale_become_better_and_know_it():
+    truth, rho = seen(2)
+    rng, fused, errors = np.random.default_rng(0), DepthFilter(ARM_M), []
+    for k in range(30):
+        R = so3.exp(0.1 * np.sin([0.3 * k, 0.5 * k, 0.2 * k]))
+        here = truth.seen_from(R.T, ARM_M)
+        noisy = (here.rho + 0.1 * rng.standard_normal(60)) * np.exp(0.2 * rng.standard_normal())
+        fused.add(replace(here, rho=noisy, variance=np.full(60, 0.01), scale_variance=0.04), R, 1.0, 0.03)
+        points = fused.points(np.eye(3))
+        errors.append(np.abs(points.rho - rho).mean())
+    assert np.mean(errors[-5:]) < 0.3 * np.mean(errors[:3])
+    error = points.rho - rho
+    assert np.mean(np.abs(error) < np.sqrt(points.variance + points.scale_variance * points.rho**2)) > 0.4
+
+
+def test_points_that_are_lost_are_remembered_with_growing_doubt_and_the_memory_is_bounded():
+    fused, (points, _) = DepthFilter(ARM_M), seen(3)
+    fused.add(points, np.eye(3), 1.0, 0.0)
+    for k in range(1, 20):
+        fused.add(replace(points, ids=points.ids + 60 * k, rho=points.rho), np.eye(3), 1.0, 1.0)
+    kept = fused.points(np.eye(3))
+    assert len(kept.ids) == MAX_POINTS
+    assert np.all(np.diff(kept.ids) > 0)
+    lost = kept.variance[kept.ids < 60 * 19]
+    assert lost.min() > points.variance[0]
+    fused.reset()
+    assert fused.points(np.eye(3)) is None
 
 
 def test_many_cells_are_interpolated_between_fewer():

@@ -200,12 +200,15 @@ def test_information_is_the_dense_system_without_the_landmarks(one_step):
 
 
 def test_measured_depths_are_those_of_the_dense_system(one_step):
-    """One step without the prior on ρ, and the ρ block of the whole inverse."""
-    twin = one_step[0]
-    window = replace(twin.window, rho_sd=np.full(len(twin.guess.rho), FLAT_SD), rho_shared_sd=np.zeros(1))
-    flat = DenseTwin(window, CAMERA, twin.exposure_s, twin.guess)
-    H, gradient = flat.system()
-    solution = replace(one_step[1], state=twin.guess, sigma_px=flat.sigma_px)
+    """One step without the priors' pull, and the ρ block of the whole inverse."""
+    twin, window = one_step[0], one_step[0].window
+    if twin.guess.lever_arm_m is not None:
+        window = replace(window, rho_sd=np.full(len(twin.guess.rho), FLAT_SD), rho_shared_sd=np.zeros(1))
+    free = DenseTwin(window, CAMERA, twin.exposure_s, twin.guess)
+    H, gradient = free.system()
+    n_c = twin.sizes[0]
+    gradient[:n_c] -= twin.precision()[:n_c, :n_c] @ twin.x0[:n_c]
+    solution = replace(one_step[1], state=twin.guess, sigma_px=free.sigma_px)
     measured = measured_depths(twin.window, CAMERA, twin.exposure_s, solution, SPEED_M_S)
     at, covariance = sum(twin.sizes[:3]), np.linalg.inv(H)
     sd = np.sqrt(covariance.diagonal()[at:])
@@ -213,6 +216,35 @@ def test_measured_depths_are_those_of_the_dense_system(one_step):
     expected = twin.guess.rho - np.linalg.solve(H, gradient)[at:]
     np.testing.assert_allclose((measured.rho - expected) / sd, 0.0, atol=1e-3)
     assert np.all((measured.prior_share > 0) & (measured.prior_share < 1))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_measured_depths_tell_their_errors(seed):
+    """Depths that nobody told, of a wide view that turns about a known pivot: close, and as uncertain as they say."""
+    tracks = hand(seed, LEVER_ARM_M)
+    spline = smoother(LEVER_ARM_M)
+    window, last = [
+        (replace(w, rho_shared_sd=np.ones(1)), s)
+        for w, s in stream(tracks, spline, np.full(len(tracks.rho), 0.6), rho_sd=0.4)
+    ][-1]
+    measured = measured_depths(window, CAMERA, tracks.exposure_s, last.solution, spline.translation_m_s)
+    R = tracks.path.rotation(window.mid_s[WINDOW_FRAMES // 2])
+    position = R @ LEVER_ARM_M - LEVER_ARM_M
+    depth = ((CAMERA.rays(tracks.ideal[window.ids, 0]) / tracks.rho[window.ids, None] - position) @ R)[:, 2]
+    error, sd = measured.rho - 1 / depth, np.sqrt(measured.covariance.diagonal())
+    assert np.median(np.abs(error) * depth) < 0.1
+    assert np.mean(np.abs(error) < sd) > 0.6
+    assert np.median(sd) < 10 * np.median(np.abs(error))  # tempered for real tracks, these have independent noise
+    assert measured.prior_share.max() < 0.5
+
+
+def test_without_a_lever_arm_nothing_is_measured():
+    tracks = hand(1, NO_LEVER_ARM)
+    spline = smoother(NO_LEVER_ARM)
+    window, last = stream(tracks, spline, np.full(len(tracks.rho), 0.6), rho_sd=0.4)[-1]
+    measured = measured_depths(window, CAMERA, tracks.exposure_s, last.solution, spline.translation_m_s)
+    assert measured.prior_share.min() > 0.99
+    assert measured.covariance.diagonal().min() > 100.0
 
 
 # --- windows and streams against the truth ----------------------------------------------------------------------------

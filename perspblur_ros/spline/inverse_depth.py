@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..camera import Camera
+from ..motion_prior import knot_precision
 from .window import SplineSolution, TrackWindow, linearised
 
 FloatArray = NDArray[np.float64]
@@ -37,22 +38,23 @@ def measured_depths(
 ) -> MeasuredDepths:
     """One Gauss–Newton step from the solution without the prior on ρ, and the marginal covariance of its ρ.
 
+    Where the lever arm is unknown the prior on ρ stays, for it alone says how large the scene is. The pull of the
+    motion prior goes in any case: it makes every motion a little smaller, and what rotation loses parallax gains.
+
     With the landmark blocks H_l, their coupling W to the trajectory and the reduced system S, the marginal covariance
     is H_l⁻¹ + H_l⁻¹ W S⁻¹ (H_l⁻¹ W)ᵀ, tempered like all that comes from tracks (Triggs et al. 2000, Bundle Adjustment:
     A Modern Synthesis, sections 6.1 and 8). Raises LinAlgError where the system is singular.
     """
-    state = solution.state
-    flat = replace(window, rho_sd=np.full(len(window.ids), FLAT_SD), rho_shared_sd=np.zeros(1))
-    normal = linearised(flat, camera, exposure_s, solution, translation_m_s)
+    state, prior_sd = solution.state, window.rho_sd
+    if state.lever_arm_m is not None:
+        window = replace(window, rho_sd=np.full(len(window.ids), FLAT_SD), rho_shared_sd=np.zeros(1))
+    normal = linearised(window, camera, exposure_s, solution, translation_m_s)
+    pull = knot_precision(state.grid.count, state.grid.spacing_s) / solution.amplitude**2 @ state.c
+    normal.b[: pull.size] -= pull.ravel()
     coupling = np.einsum("nb,nbm->nm", normal.H_landmark_inv[:, 2], normal.cross[:, :, :-1])
     solved = np.linalg.solve(normal.S, np.column_stack([coupling.T, normal.b]))
     own = np.einsum("nb,nb->n", normal.H_landmark_inv[:, 2], normal.g_landmark)
     covariance = np.diag(normal.H_landmark_inv[:, 2, 2]) + coupling @ solved[:, :-1]
     variance = covariance.diagonal()
-    return MeasuredDepths(
-        state.ids,
-        state.ray,
-        state.rho - own + coupling @ solved[:, -1],
-        covariance,
-        variance / (variance + window.rho_sd**2),
-    )
+    rho = state.rho - own + coupling @ solved[:, -1]
+    return MeasuredDepths(state.ids, state.ray, rho, covariance, variance / (variance + prior_sd**2))
