@@ -214,6 +214,8 @@ class PerspBlurNode(LifecycleNode):
         span_s = (mid_ns - self._last_mid_ns) * 1e-9
         if not 0 < span_s <= self._config.max_gap_s:
             span_s = float(result.dense.stamp_ns[-1] - result.dense.stamp_ns[0]) * 1e-9
+        if mid_ns < self._last_mid_ns:
+            self._output.restart()
         self._last_mid_ns = mid_ns
         self.report.count(f"status.{result.sparse.status.name.lower()}")
         info = self._input.calibration.message if self._input else None

@@ -80,7 +80,7 @@ class TrajectoryOutput:
         self._publishers.clear()
 
     def restart(self) -> None:
-        """Stamps may begin anew: the stream was reset or its clock jumped back."""
+        """Stamps may begin anew: the clock jumped back."""
         self._last_sample_ns = None
 
     def publish(self, result: FrameResult, frame_id: str, span_s: float, info: CameraInfo | None) -> bool:

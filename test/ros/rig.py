@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -50,8 +51,18 @@ def wait_until(condition: Callable[[], Any], what: str = "", deadline_s: float =
 
 
 def next_domain() -> int:
-    """A domain that no other test of this run uses."""
-    return 1 + next(_domains) % 200
+    """A domain that no other test of this run uses, nor any other process of this machine."""
+    return next(domain for domain in (1 + k % 200 for k in _domains) if _is_free(domain))
+
+
+def _is_free(domain: int) -> bool:
+    """Whether the port is free that RTPS gives to a domain's first participant."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", 7410 + 250 * domain))
+        except OSError:
+            return False
+    return True
 
 
 class FakePipeline:

@@ -78,7 +78,7 @@ def test_a_calibration_of_another_size_is_not_used(rig, capfd):
 
 
 def test_one_of_two_publishers_is_followed(rig, capfd):
-    rig.start()
+    rig.start(max_gap_s=5.0)  # after which the second would be followed
     rig.send()
     second = rig.probe.create_publisher(Image, "image_raw", 10)
     wait_until(lambda: second.get_subscription_count() == 1)

@@ -6,6 +6,7 @@ import gc
 import itertools
 import time
 
+import numpy as np
 import pytest
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Imu
@@ -56,13 +57,12 @@ def test_a_sleeping_subscriber_does_not_hold_the_publisher_up(rig):
     for _ in range(50):
         rig.send()
     wait_until(lambda: len(rig.imu) == 1500, "the awake subscriber")
-    slowest_ms = max(rig.node.snapshot().stage_ms["publish"])
+    publish_ms = rig.node.snapshot().stage_ms["publish"]
     sleeper.destroy_node()
-    assert slowest_ms < 200
+    assert np.median(publish_ms[-20:]) < 50, "its queue of five is full long before"
 
 
 def test_depth_is_published_with_its_variance_and_calibration(rig):
-    import numpy as np
     from sensor_msgs.msg import CameraInfo, Image
 
     from perspblur_ros.types import DepthMap
