@@ -37,6 +37,7 @@ MIN_SIGHTINGS = 3  # of a track, before it says anything about the spline
 ASSUMED_PERIOD_NS = 33_333_333
 STAGE_MEMORY = 512
 COARSE_BLUR_PX = 25.0
+FINAL_REFINEMENTS = 4  # of frames that no later one will settle
 RETRACK_BLUR_PX = 3.0
 BLUR_PATH_POINTS = 21
 UNTRUSTED_BLUR_PX = 50.0  # tracks are biased by so long a blur: unrefined, the spline is no better than interpolation
@@ -57,11 +58,15 @@ class _Posed:
 
 @dataclass(frozen=True)
 class _Solved:
-    """What the newest window says: the track spline and, where pictures could be compared, its refinement."""
+    """What the newest window says: the track spline and, where pictures could be compared, its refinement.
 
+    raw  (N, T, 2) the window's sightings in raw pixels
+    """
+
+    window: TrackWindow
+    raw: FloatArray
     stream: StreamSolution
     refinement: crossblur.Refinement | None
-    origin_ns: int
 
 
 class Pipeline:
@@ -134,7 +139,7 @@ class Pipeline:
             stream = self._solve(window)
         with self._timed("crossblur"):
             refinement = self._refine(window, raw, stream) if stream else None
-        self._solved = _Solved(stream, refinement, self._origin_ns) if stream else None
+        self._solved = _Solved(window, raw, stream, refinement) if stream else None
         if stream:
             with self._timed("retrack"):
                 self._retrack(stream, refinement)
@@ -149,7 +154,12 @@ class Pipeline:
         self._depth.set_map(depth_m, nearest.R_start_from_cam if nearest else np.eye(3))
 
     def flush(self) -> list[FrameResult]:
-        """The frames still waiting for later ones."""
+        """The frames still waiting for later ones; no frame will come to settle them, so they are refined here."""
+        solved = self._solved
+        if solved is not None and solved.refinement is not None and self._emitted < len(self._posed):
+            for _ in range(FINAL_REFINEMENTS):
+                refinement = self._refine(solved.window, solved.raw, solved.stream)
+            self._solved = replace(solved, refinement=refinement)
         return self._emit(len(self._posed))
 
     def reset(self) -> None:

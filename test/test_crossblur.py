@@ -320,6 +320,14 @@ def test_a_free_translation_is_refined_as_well():
     assert np.abs(out.state.d - start.d).max() > 1e-4
 
 
+def test_the_newest_frame_is_compared_with_an_older_one_too():
+    c = clip()
+    pairs = refiner(c.frames)._pair_terms(c.sightings, c.state, np.ones(N_POINTS), CAMERA, EXPOSURE_S, c.blur_px)
+    frames = [(float(pair.a.mid_s), float(pair.b.mid_s)) for pair in pairs]
+    mid_s = [float(t) for t in c.tracks.mid_s]
+    assert frames == [*zip(mid_s[:-1], mid_s[1:]), (mid_s[0], mid_s[3])]
+
+
 def test_pictures_that_have_nothing_in_common_are_refused():
     """Each frame shows another scene than its neighbours: what fits some patches does not fit the held-out ones."""
     c = clip()

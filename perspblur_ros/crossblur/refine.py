@@ -25,14 +25,15 @@ KERNEL_SCALE2 = 4.0
 MIN_CONTRAST = 1.5
 MIN_TRACK_WEIGHT = 0.25
 MIN_PATCHES = 8
-COLD_ITERATIONS = 3
+COLD_ITERATIONS = 8
 MIN_HELD_OUT = 6
 LIVELY_ENERGY = 2.0  # prior energy per degree of freedom that real hand motion easily has
 CONVERGED_PX = 0.05
-TRACK_SHARE = 0.1  # of the tracks' information that joins the prior while they are trustworthy
-TRUSTED_BLUR_PX = 9.0  # beyond it Lucas–Kanade is biased and its posterior overconfident
+TRACK_SHARE = 0.1  # of the tracks' information that joins the prior
+TRUSTED_BLUR_PX = 9.0  # beyond it Lucas–Kanade is biased by a share of the blur, and its posterior overconfident
 HELD_OUT = 4  # every fourth track
 MAX_ENERGY_RATIO = 1.4
+LONG_PAIR = 3  # frames between the newest and the one it is compared with besides its neighbour: against drift
 DISAGREEMENT_FLOOR = 0.05  # of the contrast: below it, better is not more probable
 
 
@@ -109,7 +110,7 @@ class CrossBlur:
         pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
         if not pairs:
             return None
-        share = TRACK_SHARE if blur_px < TRUSTED_BLUR_PX else 0.0
+        share = TRACK_SHARE * min(1.0, TRUSTED_BLUR_PX / max(blur_px, 1e-9)) ** 2
         prior = solved.information - (1 - share) * solved.track_information
         before = _disagreement(pairs, solved.state)
         state, iterations, looks = solved.state, COLD_ITERATIONS, None
@@ -172,27 +173,30 @@ class CrossBlur:
             wanted = np.ceil(SUBSAMPLES_PER_PX * blur_px * views[-1].scale)
             subsamples = int(np.clip(wanted, MIN_SUBSAMPLES, MAX_SUBSAMPLES))
         terms = []
-        for back in range(min(len(views), sightings.raw.shape[1]) - 1, 0, -1):
-            a, b = views[-back - 1], views[-back]
-            patches = self._chosen(a, sightings, weights, -back - 1)
+        newest = min(len(views), sightings.raw.shape[1])
+        compared = [(-back - 1, -back) for back in range(newest - 1, 0, -1)]
+        if newest > LONG_PAIR:
+            compared.append((-1 - LONG_PAIR, -1))
+        for a, b in compared:
+            patches = self._chosen(views[a], sightings, weights, a, b)
             if len(patches.tracks) >= MIN_PATCHES:
-                terms.append(PairTerm(a, b, patches, camera, exposure_s, subsamples, like))
+                terms.append(PairTerm(views[a], views[b], patches, camera, exposure_s, subsamples, like))
         return terms
 
-    def _chosen(self, a: View, sightings: Sightings, weights: FloatArray, k: int) -> Patches:
-        """Trusted, textured patches inside the picture, spread over the tracks."""
-        raw_a, raw_b = sightings.raw[:, k], sightings.raw[:, k + 1]
+    def _chosen(self, view_a: View, sightings: Sightings, weights: FloatArray, a: int, b: int) -> Patches:
+        """Trusted, textured patches inside the first picture, spread over the tracks."""
+        raw_a, raw_b = sightings.raw[:, a], sightings.raw[:, b]
         j = np.flatnonzero(np.isfinite(raw_a[:, 0]) & np.isfinite(raw_b[:, 0]) & (weights > MIN_TRACK_WEIGHT))
-        at = (raw_a[j] + 0.5) * a.scale - 0.5
-        height, width = a.contrast.shape
+        at = (raw_a[j] + 0.5) * view_a.scale - 0.5
+        height, width = view_a.contrast.shape
         margin = PATCH // 2 + 1
         inside = (at > margin).all(axis=1) & (at[:, 0] < width - 1 - margin) & (at[:, 1] < height - 1 - margin)
         j, at = j[inside], at[inside].astype(int)
-        j = j[a.contrast[at[:, 1], at[:, 0]] > MIN_CONTRAST]
+        j = j[view_a.contrast[at[:, 1], at[:, 0]] > MIN_CONTRAST]
         if len(j) > self._patches:
             j = j[np.linspace(0, len(j) - 1, self._patches).astype(int)]
-        row_s = sightings.row_s[j, k : k + 2] if k + 2 else sightings.row_s[j, k:]
-        return Patches(j, raw_a[j], sightings.ideal[j, k], row_s, sightings.ids[j] % HELD_OUT == HELD_OUT - 1)
+        row_s = sightings.row_s[j][:, [a, b]]
+        return Patches(j, raw_a[j], sightings.ideal[j, a], row_s, sightings.ids[j] % HELD_OUT == HELD_OUT - 1)
 
 
 def _disagreement(pairs: list[PairTerm], state: SplineState) -> list[FloatArray]:
