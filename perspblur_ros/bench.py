@@ -13,7 +13,7 @@ import platform
 import pstats
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ from numpy.typing import NDArray
 
 from . import __version__
 from .config import Config, from_mapping, parse_assignment
+from .engine import Engine
+from .engine.incremental import Incremental
+from .engine.select import select_engine
+from .errors import EngineError
 from .evaluation.replay import FrameSink, make_pipeline, percentiles
 from .sim.clips import SimulatedClip, simulate_clip
 from .sim.motion import MotionPath, from_rates, time_grid
@@ -61,6 +65,78 @@ def run_bench(
         pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
         result["profile"] = text.getvalue()
     return result
+
+
+def bench_network(folder: Path, choice: str = "auto", frames: int = 120, threads: int = 1) -> dict[str, Any]:
+    """Measure an exported network alone: each graph, the stream, and what running the clip again would cost.
+
+    ``frames`` of noise are streamed after the clip is full: encoder and decoder for every frame, the windows' graphs
+    and the head when a window is finished. ``rerun`` is the last T frames as one clip for every frame, from the same
+    medians.
+    """
+    engine = select_engine(choice, folder, threads).engine
+    if engine is None:
+        raise EngineError(f"no engine runs {folder}")
+    timed = TimedEngine(engine)
+    T, S = engine.manifest.sizes["clip_frames"], engine.manifest.sizes["window_frames"]
+    frame_ms, cpu_ms = _stream_network(timed, T, frames)
+    quarter, windows = max(1, frames // 4), T // S
+    ms = {graph: float(np.median(timed.graph_ms.get(graph, [0.0]))) for graph in engine.manifest.graphs}
+    decoder = ms.get("decoder", 0.0)
+    per_window = ms["window"] + (windows - 1) * ms["cross"] + ms["head"]
+    of_clip = T * ms["encoder"] + windows * ms["window"] + (windows - 1) * ms["cross"] + ms["head"] + decoder
+    result = {
+        "machine": machine(),
+        "network": {"preset": engine.manifest.preset, "engine": engine.name, "threads": threads, "frames": frames},
+        "graphs_ms": {graph: percentiles(times) for graph, times in timed.graph_ms.items()},
+        "stream_ms_per_frame": round(ms["encoder"] + decoder + per_window / S, 3),
+        "rerun_ms_per_frame": round(of_clip, 3),
+        "cpu_ms_per_frame": round(cpu_ms / frames, 3),
+        "frame_ms_first_quarter": round(float(np.median(frame_ms[:quarter])), 3),
+        "frame_ms_last_quarter": round(float(np.median(frame_ms[-quarter:])), 3),
+        "memory_mb": resident_mb(),
+    }
+    engine.close()
+    return result
+
+
+class TimedEngine:
+    """An engine that notes how long each graph takes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.manifest, self.close = engine, engine.name, engine.manifest, engine.close
+        self.graph_ms: dict[str, list[float]] = defaultdict(list)
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        start_s = time.perf_counter()
+        outputs = self.engine.run(graph, inputs)
+        self.graph_ms[graph].append(1e3 * (time.perf_counter() - start_s))
+        return outputs
+
+
+def _stream_network(engine: TimedEngine, warm_up: int, frames: int) -> tuple[list[float], float]:
+    """Noise through a new stream: milliseconds of every frame after the warm-up, and of the processor in all."""
+    rng = np.random.default_rng(0)
+    given = {name: graph.inputs for name, graph in engine.manifest.graphs.items()}
+    image = rng.random(given["encoder"]["image"][1:], dtype=np.float32)
+    camera = rng.random(given["window"]["camera"][1:], dtype=np.float32)
+    path = {
+        name: rng.random(shape[1:], dtype=np.float32) + np.float32(0.1)
+        for name, shape in given.get("decoder", {}).items()
+        if name in ("trajectory", "guess")
+    }
+    stream, frame_ms, cpu_s = Incremental(engine), [], 0.0
+    for k in range(warm_up + frames):
+        if k == warm_up:
+            engine.graph_ms.clear()
+            cpu_s = time.process_time()
+        start_s = time.perf_counter()
+        if stream.add_frame(k, image, camera) is not None:
+            stream.depth()
+        if path:
+            stream.decode(k, camera, **path)
+        frame_ms.append(1e3 * (time.perf_counter() - start_s))
+    return frame_ms[warm_up:], 1e3 * (time.process_time() - cpu_s)
 
 
 def render_clip(width: int, height: int, fps: float, on_frame: Callable[[int], None] | None = None) -> SimulatedClip:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from .config import DEFAULTS, SPECS, Spec
+from .config import DEFAULTS, SPECS, Spec, parse_assignment
 from .errors import ConfigError, PerspBlurError
 
 if TYPE_CHECKING:
@@ -230,15 +230,21 @@ def bench(
     fps: Annotated[float, typer.Option(min=1.0, max=240.0, help="Rate of the rendered camera.")] = 30.0,
     profile: Annotated[bool, typer.Option(help="Say which functions take the time.")] = False,
     assignments: Assignments = None,
+    network: Annotated[Path | None, typer.Option(help="Measure only this exported network, stage by stage.")] = None,
 ) -> None:
     """Measure the pipeline's speed on a rendered clip: per stage, against real time, over the stream's length."""
-    from .bench import run_bench
-    from .evaluation.tables import bench_table
+    from .bench import bench_network, run_bench
+    from .evaluation.tables import bench_table, network_table
 
-    with _progress("Frames") as advance:
-        result = run_bench(seconds, width, height, fps, profile, assignments or (), advance)
-    out_console.print(bench_table(result))
-    if profile:
+    if network:
+        chosen = dict(map(parse_assignment, assignments or ()))
+        result = bench_network(network, str(chosen.get("engine", DEFAULTS["engine"])))
+        out_console.print(network_table(result))
+    else:
+        with _progress("Frames") as advance:
+            result = run_bench(seconds, width, height, fps, profile, assignments or (), advance)
+        out_console.print(bench_table(result))
+    if "profile" in result:
         _say(result["profile"])
     if out:
         import json
@@ -346,7 +352,7 @@ def engine_info(folder: EngineFolder = None) -> None:
     for entry in manifest.data:
         _say(f"data: {', '.join(f'{key} {value}' for key, value in entry.items())}")
     engine, warning = select_engine("auto", manifest.folder)
-    _say(f"here: {engine.name if engine else 'nothing'}" + (f" ({warning})" if warning else ""))
+    _say(f"here: {warning or (engine and engine.name)}")
 
 
 @app.command()

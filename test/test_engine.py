@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_engine import SIZES, FakeEngine, fake_manifest, write_folder, write_manifest
+from rich.console import Console
 
+from perspblur_ros import bench
 from perspblur_ros.engine import select
 from perspblur_ros.engine.interface import camera_values, interface, picture
 from perspblur_ros.engine.manifest import load_manifest
 from perspblur_ros.engine.plan_cache import PlanCache, PlanKey, default_folder
 from perspblur_ros.engine.probe import check_engine, moments, probe_inputs
 from perspblur_ros.errors import EngineError
+from perspblur_ros.evaluation.tables import network_table
 
 # the interface
 
@@ -298,3 +302,19 @@ def test_a_cache_that_cannot_be_written_is_named_before_compiling(tmp_path):
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "perspblur" / "engines"
+
+
+# measuring
+
+
+def test_bench_counts_each_graph_of_the_stream(monkeypatch, tmp_path):
+    engine = FakeEngine(fake_manifest(tmp_path))
+    monkeypatch.setattr(bench, "select_engine", lambda *_: select.Selection(engine))
+    result = bench.bench_network(tmp_path, frames=8)
+    assert {"encoder", "window", "cross", "head", "decoder"} == set(result["graphs_ms"])
+    assert result["rerun_ms_per_frame"] > result["stream_ms_per_frame"]
+    assert engine.closed
+    Console(file=io.StringIO()).print(network_table(result))
+    monkeypatch.setattr(bench, "select_engine", lambda *_: select.Selection(None, "nothing"))
+    with pytest.raises(EngineError, match="no engine runs"):
+        bench.bench_network(tmp_path)

@@ -50,7 +50,11 @@ class Buffer:
         self._cudart = cudart
         self.bytes = 4 * int(np.prod(shape))
         self.on_device = int(call(cudart.cudaMalloc, self.bytes))
-        self._locked = int(call(cudart.cudaMallocHost, self.bytes))
+        try:
+            self._locked = int(call(cudart.cudaMallocHost, self.bytes))
+        except EngineError:
+            cudart.cudaFree(self.on_device)
+            raise
         memory = ctypes.cast(self._locked, ctypes.POINTER(ctypes.c_float))
         self.on_host: FloatArray = np.ctypeslib.as_array(memory, shape)
 

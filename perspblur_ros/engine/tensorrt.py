@@ -76,12 +76,20 @@ class _Step:
         if self._context is None:
             raise EngineError(f"TensorRT has no memory to run {graph.path}")
         _check_tensors(plan, graph)
+        try:
+            self._prepare(graph)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, graph: Graph) -> None:
+        assert self._context is not None
         for buffers, shapes in ((self._inputs, graph.inputs), (self._outputs, graph.outputs)):
             for name, shape in shapes.items():
-                buffers[name] = cuda.Buffer(cudart, shape)
+                buffers[name] = cuda.Buffer(self._cudart, shape)
                 self._context.set_tensor_address(name, buffers[name].on_device)
         self._enqueue()  # once outside the capture: the first run may still allocate
-        cuda.call(cudart.cudaStreamSynchronize, stream)
+        cuda.call(self._cudart.cudaStreamSynchronize, self._stream)
         self._captured = self._capture()
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

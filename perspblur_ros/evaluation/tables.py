@@ -138,5 +138,25 @@ def bench_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def network_table(result: dict[str, Any]) -> Table:
+    """What ``bench --network`` prints."""
+    network, machine = result["network"], result["machine"]
+    stream, rerun = result["stream_ms_per_frame"], result["rerun_ms_per_frame"]
+    caption = [
+        f"{machine['cpu']}, {network['engine']}, {network['threads']} threads, load {machine['load']}.",
+        f"From the medians, a frame of the stream takes {stream:.2f} ms, its clip run again {rerun:.1f} ms, "
+        f"{rerun / stream:.1f} times as much; {result['cpu_ms_per_frame']:.2f} CPU-ms per frame.",
+        f"Median frame {result['frame_ms_first_quarter']:.2f} ms in the first quarter, "
+        f"{result['frame_ms_last_quarter']:.2f} ms in the last.",
+    ]
+    table = Table(title=f"network {network['preset']}", min_width=76, caption="\n".join(caption))
+    table.add_column("graph")
+    for column in ("p50 ms", "p95 ms", "p99 ms", "mean ms"):
+        table.add_column(column, justify="right")
+    for graph, ms in result["graphs_ms"].items():
+        table.add_row(graph, *(f"{ms[key]:.2f}" for key in ("p50", "p95", "p99", "mean")))
+    return table
+
+
 def _accuracy_cell(row: dict[str, Any], key: str) -> str:
     return number(row[key], 1 if key == "blur_px" else 3)
