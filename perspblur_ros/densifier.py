@@ -135,5 +135,7 @@ def knot_covariance(information: FloatArray, knots: NDArray[np.int64]) -> FloatA
 
 
 def _propagated(J: FloatArray, rows: FloatArray, covariance: FloatArray) -> FloatArray:
-    of_vector = np.einsum("nk,kalb,nl->nab", rows, covariance, rows, optimize=True)
+    K = rows.shape[1]
+    half = (rows @ covariance.reshape(K, -1)).reshape(-1, 3, K, 3)
+    of_vector = np.einsum("nl,nalb->nab", rows, half)
     return J @ of_vector @ np.swapaxes(J, 1, 2)
