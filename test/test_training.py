@@ -152,6 +152,20 @@ def test_a_mirrored_clip_is_the_clip_of_the_mirrored_world(material):
     assert (ours.log_depth - mirrored.log_depth).abs().mean() < 0.01
 
 
+def test_a_larger_world_looks_the_same(material):
+    recipe = clips_module.draw(np.random.default_rng(17), material, SIZES)
+    recipe = replace(recipe, lever_arm_m=LEVER, lever_known=True)
+    larger = replace(
+        recipe, inv_depth=recipe.inv_depth / 2, lever_arm_m=2 * LEVER, pivot_m=2 * recipe.pivot_m,
+        path=replace(recipe.path, pivot_m=2 * recipe.path.pivot_m),
+    )
+    clip, expected = (clips_module.render([r], SIZES, 0) for r in (recipe, larger))
+    ours = depth.rescaled(clip, float(np.log(2)))
+    torch.testing.assert_close(ours.image, expected.image, atol=0.005, rtol=0)
+    torch.testing.assert_close(ours.camera, expected.camera)
+    torch.testing.assert_close(ours.log_depth, expected.log_depth, atol=1e-4, rtol=0)
+
+
 def test_a_batch_depends_on_its_step_alone(material, monkeypatch):
     monkeypatch.setattr(depth, "POOL", 4)
 

@@ -24,6 +24,7 @@ from .scenes import Material, layered_scene, real_scene
 FloatArray = NDArray[np.float64]
 
 OVERSAMPLING, MARGIN = 1.5, 0.25  # source pixels per frame pixel; share of the frame kept around it on each side
+TYPICAL_DEPTH_M = 2.2  # median over scenes of a scene's median depth
 REFERENCE_WIDTH = 640  # blur is drawn in pixels of a frame this wide
 
 
@@ -95,7 +96,7 @@ def draw(rng: np.random.Generator, material: Material, sizes: ClipSizes) -> Reci
     else:
         image, inv_depth = layered_scene(rng, material.pictures, source)
     focal = np.array([focal_x, focal_x * aspect])
-    inv_depth = inv_depth / np.median(inv_depth) / np.exp(rng.normal(np.log(2.2), 0.6))
+    inv_depth = inv_depth / np.median(inv_depth) / np.exp(rng.normal(np.log(TYPICAL_DEPTH_M), 0.45))
     timing = _timing(rng, sizes.frames)
     path = _path(rng, material, timing, focal_x)
     lever = rng.normal(size=3)

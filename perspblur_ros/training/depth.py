@@ -23,19 +23,19 @@ from ..model.checkpoint import load_checkpoint
 from ..model.head import DepthHead, fuse
 from ..model.network import Network
 from ..model.presets import preset
-from .clips import Clips, ClipSizes, draw, render
+from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, render
 from .loop import Schedule, Stage, device_of, load_config, schedule, train
 from .scenes import Material, load_material, sources
 
 OWN_WEIGHT = 0.5
 GRADIENT_FRAMES = 4  # of the clip's: the encoder learns from a random few, which saves a third of a step
-POOL, FRESH = 96, 1  # clips kept; new ones per step, so that rendering does not outweigh training
+SCALE_SD = 0.4  # of the log size of the world, drawn anew whenever a clip is used
+POOL, FRESH = 96, 2  # clips kept; new ones per step, so that rendering does not outweigh training
 VALIDATION_CLIPS, VALIDATION_SEED = 96, 777
-CENTRE_LOG_DEPTH = float(np.log(2.2))  # of the drawn scenes: the constant to beat
 
 
 class DepthStage:
-    """Encoder, windows and head together. Clips are mirrored at random."""
+    """Encoder, windows and head together."""
 
     def __init__(self, network: Network, plan: Schedule, material: dict[str, Material], sizes: ClipSizes) -> None:
         self.network, self.plan, self.sizes = network, plan, sizes
@@ -46,7 +46,7 @@ class DepthStage:
 
     def loss(self, step: int) -> Tensor:
         rng = np.random.default_rng((self.plan.seed, 2, step))
-        clips = stacked([mirrored(c) if rng.random() < 0.5 else c for c in self.pool.choice(step, self.plan.batch)])
+        clips = stacked([varied(rng, c) for c in self.pool.choice(step, self.plan.batch)])
         learning = set(rng.permutation(self.sizes.frames)[:GRADIENT_FRAMES].tolist())
         return head_loss(self.network.depth.head, refined(self.network, clips, self.sizes, learning), clips)
 
@@ -70,7 +70,7 @@ class HeadStage:
         self.validation = [self._kept(c) for c in validation_clips(material["validation"], sizes, device)]
 
     def loss(self, step: int) -> Tensor:
-        clips = stacked(self.pool.choice(step, self.plan.batch))
+        clips = stacked(self.pool.choice(step, self.plan.batch))  # their tokens know the size of the world
         return head_loss(self.network.depth.head, clips.image, clips)
 
     def validate(self) -> dict[str, float]:
@@ -120,7 +120,7 @@ def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, 
     truth = clips.log_depth[:, None]
     middle = truth.flatten(1).median(dim=1)[0][:, None, None, None]
     ways = {
-        "constant": torch.full_like(truth, CENTRE_LOG_DEPTH),
+        "constant": torch.full_like(truth, np.log(TYPICAL_DEPTH_M)),
         "median": middle.expand_as(truth),
         "own": own[:, :1],
         "closed_form": clips.measured[:, :1],
@@ -129,11 +129,13 @@ def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, 
     }
     errors = {name: torch.expm1(way - truth).abs().clamp(max=10).mean(dim=(1, 2, 3)) for name, way in ways.items()}
     score = (log_depth - truth).abs().mean(dim=(1, 2, 3))
+    base_score = (base - truth).abs().mean(dim=(1, 2, 3))
     nees = ((log_depth - truth) ** 2 * torch.exp(-log_variance)).mean(dim=(1, 2, 3))
     sd = torch.exp(0.5 * log_variance).mean(dim=(1, 2, 3))
     for i in range(len(truth)):
         row = {name: float(error[i]) for name, error in errors.items()}
-        row |= {"score": float(score[i]), "nees": float(nees[i]), "sd": float(sd[i])}
+        row |= {"score": float(score[i]), "base_score": float(base_score[i])}
+        row |= {"nees": float(nees[i]), "sd": float(sd[i])}
         yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED_VARIANCE)}
 
 
@@ -145,7 +147,7 @@ def summarised(rows: list[dict[str, float]]) -> dict[str, float]:
     def mean(name: str, of: list[dict[str, float]]) -> float:
         return float(np.mean([row[name] for row in of])) if of else float("nan")
 
-    numbers = {name: mean(name, rows) for name in ("score", "constant", "median", "own")}
+    numbers = {name: mean(name, rows) for name in ("score", "base_score", "constant", "median", "own")}
     numbers |= {name: mean(name, measured) for name in ("closed_form", "base", "fused", "nees", "sd")}
     return numbers | {"control_fused": mean("fused", control), "control_sd": mean("sd", control)}
 
@@ -187,6 +189,23 @@ def validation_clips(material: Material, sizes: ClipSizes, device: torch.device,
 
 def stacked(clips: list[Clips]) -> Clips:
     return Clips(*(torch.cat([getattr(c, field.name) for c in clips]) for field in fields(Clips)))
+
+
+def varied(rng: np.random.Generator, clips: Clips) -> Clips:
+    """Another clip with the same pictures: mirrored, and of a larger or smaller world.
+
+    Without the second the network learns the sizes of the clips in the pool by heart: they cannot be seen.
+    """
+    clips = mirrored(clips) if rng.random() < 0.5 else clips
+    return rescaled(clips, float(rng.normal(0, SCALE_SD)))
+
+
+def rescaled(clips: Clips, log_scale: float) -> Clips:
+    """World and lever arm larger by exp(log_scale): no pixel and no rotation changes."""
+    camera, measured = clips.camera.clone(), clips.measured.clone()
+    camera[:, 4:7] *= float(np.exp(log_scale))
+    measured[:, 0] += log_scale
+    return Clips(clips.image, camera, clips.log_depth + log_scale, measured)
 
 
 def mirrored(clips: Clips) -> Clips:
