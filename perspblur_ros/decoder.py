@@ -121,11 +121,7 @@ class Decoded:
 
 def decode(window: Window, photometry: Photometry, network: Network) -> Decoded:
     """The learned step. LinAlgError where the equations have no solution; at least BEFORE + AFTER + 1 frames."""
-    posterior = cho_factor(photometry.H + window.trusted)
-    step = -cho_solve(posterior, photometry.g)
-    M = unknowns_by_knots(window)
-    spread = cho_solve(posterior, M.T)
-    reduced = _reduced(window, M, M @ spread, M @ step)
+    reduced, step, spread = reduce(window, photometry)
     outputs = network(geometry(window, photometry, reduced).astype(np.float32)[None])
     mean, covariance = solve(reduced, *(np.asarray(output, float)[0] for output in outputs))
     # all other knots follow: their expectation given z
@@ -140,6 +136,15 @@ def decode(window: Window, photometry: Photometry, network: Network) -> Decoded:
         state,
         (photometry.H + window.trusted) * sure,
     )
+
+
+def reduce(window: Window, photometry: Photometry) -> tuple[Reduced, FloatArray, FloatArray]:
+    """The plain Gauss–Newton step seen by z, the step itself (n,), and its covariance with z (n, 45)."""
+    posterior = cho_factor(photometry.H + window.trusted)
+    step = -cho_solve(posterior, photometry.g)
+    M = unknowns_by_knots(window)
+    spread = cho_solve(posterior, M.T)
+    return _reduced(window, M, M @ spread, M @ step), step, spread
 
 
 def unknowns_by_knots(window: Window) -> FloatArray:

@@ -114,7 +114,7 @@ def test_a_confident_network_is_obeyed() -> None:
     mean[1, 1, 0] = 2.0
     decoded = dc.decode(w, photometry(w, 0 * smooth_move(w), strength=1.0),
                         network(mean.ravel(), np.full(3 * dc.COEFFICIENTS, -5.0), PLAIN[2]))
-    reduced = _reduced(w, photometry(w, 0 * smooth_move(w), strength=1.0))
+    reduced = dc.reduce(w, photometry(w, 0 * smooth_move(w), strength=1.0))[0]
     moved = (decoded.coefficients - reduced.spline[1]) / reduced.scale_px
     assert moved[0, 1] == pytest.approx(2.0, rel=0.02)
     assert np.abs(np.delete(moved.ravel(), 1)).max() < 0.02
@@ -124,7 +124,7 @@ def test_features_mirror_with_the_motion() -> None:
     """Signed features change their sign with their own axis, all others stay."""
     w = window()
     seen = photometry(w, smooth_move(w))
-    reduced = _reduced(w, seen)
+    reduced = dc.reduce(w, seen)[0]
     turned = replace(
         reduced, spline=-reduced.spline, interpolated=-reduced.interpolated, steps=-reduced.steps, mean=-reduced.mean
     )
@@ -132,9 +132,3 @@ def test_features_mirror_with_the_motion() -> None:
     assert np.allclose(a[:, : dc.SIGNED], -b[:, : dc.SIGNED])
     assert np.allclose(a[:, dc.SIGNED :], b[:, dc.SIGNED :])
     assert np.abs(a[:, : dc.SIGNED]).max() > 0.1
-
-
-def _reduced(w: dc.Window, seen: dc.Photometry) -> dc.Reduced:
-    posterior = cho_factor(seen.H + w.trusted)
-    M = dc.unknowns_by_knots(w)
-    return dc._reduced(w, M, M @ cho_solve(posterior, M.T), -M @ cho_solve(posterior, seen.g))

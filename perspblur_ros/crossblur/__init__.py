@@ -12,12 +12,13 @@ that no patch can see), is refused by the gate.
 
 from .pair import PairTerm, Patches
 from .pictures import GAMMA, PATCH, View, view
-from .refine import HELD_OUT, CrossBlur, Refinement, Sightings, Solved
+from .refine import HELD_OUT, AtSpline, CrossBlur, Refinement, Sightings, Solved, trusted_information
 
 __all__ = [
     "GAMMA",
     "HELD_OUT",
     "PATCH",
+    "AtSpline",
     "CrossBlur",
     "PairTerm",
     "Patches",
@@ -25,5 +26,6 @@ __all__ = [
     "Sightings",
     "Solved",
     "View",
+    "trusted_information",
     "view",
 ]

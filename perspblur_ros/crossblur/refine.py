@@ -67,6 +67,8 @@ class Refinement:
 
     gate             "accepted", "held_out", "energy", "few_patches"
     held_out_log     mean log ratio of the held-out patches' residuals, after to before
+    guess_gate       likewise of the guess that was given, "" without one
+    guess_held_out_log
     """
 
     state: SplineState
@@ -75,6 +77,28 @@ class Refinement:
     held_out_log: float
     energy_ratio: float
     patches: int
+    guess_gate: str = ""
+    guess_held_out_log: float = 0.0
+
+
+@dataclass(frozen=True)
+class AtSpline:
+    """The newest pictures compared at the track spline: tempered information H and gradient g over (c, d).
+
+    rms, contrast, ratio  medians over the patches: residual and contrast (grey levels of linear light), their ratio
+    """
+
+    pairs: list[PairTerm]
+    disagreement: list[FloatArray]
+    H: FloatArray
+    g: FloatArray
+    rms: float
+    contrast: float
+    ratio: float
+
+    @property
+    def patches(self) -> int:
+        return sum(len(d) for d in self.disagreement)
 
 
 class CrossBlur:
@@ -100,27 +124,53 @@ class CrossBlur:
             self._views.clear()
         self._views.append(view(image, self.scale, mid_s))
 
-    def refine(
+    def at_spline(
         self, sightings: Sightings, solved: Solved, camera: Camera, exposure_s: float, blur_px: float
+    ) -> AtSpline | None:
+        """What a Gauss–Newton step from the solved spline starts from; None where nothing can be compared."""
+        pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
+        if not pairs:
+            return None
+        looks = _looks(pairs, solved.state)
+        H, g = normal_equations(looks, solved.state)
+        rms, contrast = (np.concatenate([getattr(look.compared, key) for look in looks]) for key in ("rms", "contrast"))
+        medians = (float(np.median(values)) for values in (rms, contrast, rms / (contrast + 0.5)))
+        return AtSpline(pairs, [look.compared.disagreement for look in looks], H, g, *medians)
+
+    def refine(
+        self,
+        sightings: Sightings,
+        solved: Solved,
+        camera: Camera,
+        exposure_s: float,
+        blur_px: float,
+        at_spline: AtSpline | None = None,
+        guess: SplineState | None = None,
     ) -> Refinement | None:
         """Gauss–Newton from the solved spline, under its own prior; None where nothing can be compared.
 
         blur_px  length of the blur path, full-size pixels: decides on sub-samples and on how far tracks are trusted
+        guess    another trajectory to start from, where it agrees better with the pictures
         """
-        pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
+        if at_spline is None:
+            pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
+            before = _disagreement(pairs, solved.state)
+        else:
+            pairs, before = at_spline.pairs, at_spline.disagreement
         if not pairs:
             return None
-        share = TRACK_SHARE * min(1.0, TRUSTED_BLUR_PX / max(blur_px, 1e-9)) ** 2
-        prior = solved.information - (1 - share) * solved.track_information
-        before = _disagreement(pairs, solved.state)
+        prior = trusted_information(solved, blur_px)
         state, iterations, looks = solved.state, COLD_ITERATIONS, None
+        least, of_guess = _mean_log(before), None
+        starts = [] if guess is None else [guess]
         if self._last is not None:
-            carried = self._carried(solved.state, *self._last)
-            looks = _looks(pairs, carried)
-            if _mean_log([look.compared.disagreement for look in looks]) < _mean_log(before):
-                state, iterations = carried, self._iterations
-            else:
-                looks = None
+            starts.append(self._carried(solved.state, *self._last))
+        for start in starts:
+            tried = _looks(pairs, start)
+            disagreement = [look.compared.disagreement for look in tried]
+            of_guess = disagreement if start is guess else of_guess
+            if _mean_log(disagreement) < least:
+                state, iterations, looks, least = start, self._iterations, tried, _mean_log(disagreement)
         for _ in range(iterations):
             H, g = normal_equations(looks or _looks(pairs, state), state)
             looks = None
@@ -130,7 +180,12 @@ class CrossBlur:
             if np.abs(step[: 3 * state.grid.count]).max() * camera.focal_px < CONVERGED_PX:
                 break
         self._last = solved.state, state
-        return _judged(pairs, before, state, solved, H)
+        gate, held_out_log, energy_ratio, patches = _judged(pairs, before, _disagreement(pairs, state), state, solved)
+        refinement = Refinement(state, H, gate, held_out_log, energy_ratio, patches)
+        if guess is None or of_guess is None:
+            return refinement
+        gate, held_out_log, _, _ = _judged(pairs, before, of_guess, guess, solved)
+        return replace(refinement, guess_gate=gate, guess_held_out_log=held_out_log)
 
     def disagreement(
         self,
@@ -207,12 +262,24 @@ def _mean_log(rms: list[FloatArray]) -> float:
     return float(np.mean(np.log(np.concatenate(rms) + DISAGREEMENT_FLOOR)))
 
 
+def trusted_information(solved: Solved, blur_px: float) -> FloatArray:
+    """What of the track spline's information stays the prior beside the pictures."""
+    share = TRACK_SHARE * min(1.0, TRUSTED_BLUR_PX / max(blur_px, 1e-9)) ** 2
+    return solved.information - (1 - share) * solved.track_information
+
+
 def _judged(
-    pairs: list[PairTerm], before: list[FloatArray], state: SplineState, solved: Solved, information: FloatArray
-) -> Refinement:
-    """The gate: do the held-out patches agree better, without motion that the prior finds far too lively?"""
+    pairs: list[PairTerm],
+    before: list[FloatArray],
+    after: list[FloatArray],
+    state: SplineState,
+    solved: Solved,
+) -> tuple[str, float, float, int]:
+    """The gate: do the held-out patches agree better, without motion that the prior finds far too lively?
+
+    Returns the decision, the mean log ratio of the held-out residuals, the ratio of the energies, and their number.
+    """
     held = np.concatenate([pair.patches.held_out for pair in pairs])
-    after = _disagreement(pairs, state)
     ratio = np.log(np.concatenate(after) + DISAGREEMENT_FLOOR) - np.log(np.concatenate(before) + DISAGREEMENT_FLOOR)
     ratio = ratio[held]
     energy, energy_before = (_energy(s, solved.rotation_precision) for s in (state, solved.state))
@@ -226,7 +293,7 @@ def _judged(
         gate = "energy"
     else:
         gate = "accepted"
-    return Refinement(state, information, gate, mean, energy / max(energy_before, 1e-12), len(ratio))
+    return gate, mean, energy / max(energy_before, 1e-12), len(ratio)
 
 
 @dataclass(frozen=True)

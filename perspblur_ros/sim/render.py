@@ -74,9 +74,15 @@ def camera_centre(R_ref_from_cam: FloatArray, pivot_m: FloatArray, lever_arm_m: 
 
 
 def subframes(
-    view: View, path: MotionPath, t0_s: float, exposure_s: float, readout_s: float, lever_arm_m: ArrayLike
+    view: View,
+    path: MotionPath,
+    t0_s: float,
+    exposure_s: float,
+    readout_s: float,
+    lever_arm_m: ArrayLike,
+    least: int = MIN_SUBFRAMES,
 ) -> int:
-    """Number of sub-frames: at least one per pixel of the longest blur path in the frame."""
+    """Number of sub-frames: ``least``, and one per pixel of the longest blur path in the frame."""
     starts = row_times(t0_s, readout_s, view.camera.height)[[0, view.camera.height // 2, -1]]
     t = starts[:, None] + exposure_s * np.linspace(0, 1, 25)
     R = path.rotation(t)
@@ -87,7 +93,7 @@ def subframes(
     at = moved_pixels(view.camera, corners[:, None, None], R_middle_from_cam, np.full(t.shape, nearest), lever_arm_m)
     length = np.linalg.norm(np.diff(at, axis=2), axis=-1).sum(axis=2).max()
     shift = np.linalg.norm(np.diff(path.pivot(t), axis=1), axis=-1).sum(axis=1).max() * nearest * view.camera.focal_px
-    return max(MIN_SUBFRAMES, math.ceil(length + shift))
+    return max(least, math.ceil(length + shift))
 
 
 def source_map(
