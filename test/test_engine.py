@@ -201,6 +201,28 @@ def test_auto_falls_back_with_one_warning(engines, tmp_path):
     assert "no onnxruntime here" in warning
 
 
+def test_auto_goes_on_without_the_gpu_when_it_fails(engines, tmp_path, monkeypatch, caplog):
+    engine, _ = select.select_engine("auto", tmp_path)
+    inputs = probe_inputs(engine.manifest.graphs["cross"].inputs)
+    expected = engine.run("cross", inputs)["refined"]
+    gpu = engine._engine
+    monkeypatch.setattr(gpu, "run", lost)
+    for _ in range(2):
+        np.testing.assert_array_equal(engine.run("cross", inputs)["refined"], expected)
+    assert engine.name == "onnxruntime"
+    assert gpu.closed
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine auto: onnxruntime from now on, as tensorrt failed: the GPU is lost"
+    ]
+    monkeypatch.setattr(engine._engine, "run", lost)
+    with pytest.raises(EngineError, match="the GPU is lost"):
+        engine.run("cross", inputs)
+
+
+def lost(graph, inputs):
+    raise EngineError("the GPU is lost")
+
+
 def test_an_unknown_choice_is_named(tmp_path):
     with pytest.raises(EngineError, match="engine 'cuda' is none of"):
         select.select_engine("cuda", tmp_path)

@@ -8,6 +8,7 @@ from fake_engine import SIZES, FakeEngine, fake_manifest
 
 from perspblur_ros.engine.incremental import Incremental
 from perspblur_ros.engine.interface import CAMERA_VALUES, UNMEASURED_VARIANCE
+from perspblur_ros.errors import EngineError
 
 S, T, PX, h = SIZES["window_frames"], SIZES["clip_frames"], SIZES["image_px"], SIZES["head_px"]
 RNG = np.random.default_rng(0)
@@ -149,3 +150,17 @@ def test_a_measurement_that_is_not_finite_spoils_only_its_own_depth(engine):
     feed(stream, range(S))
     assert stream.depth(np.full((2, h, h), np.nan, np.float32)) is None
     assert stream.depth(MEASURED) is not None
+
+
+def test_an_engine_that_fails_ends_the_stream_not_the_program(engine, monkeypatch):
+    stream = Incremental(engine)
+    feed(stream, range(S))
+
+    def fail(graph, inputs):
+        raise EngineError("the GPU is lost")
+
+    monkeypatch.setattr(engine, "run", fail)
+    assert feed(stream, range(S, 3 * S)) == [None] * 2 * S
+    assert stream.failure == "the GPU is lost"
+    assert stream.depth() is None
+    assert stream.counts["encoder"] == S + 1

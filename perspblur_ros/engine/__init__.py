@@ -16,11 +16,17 @@ FloatArray = NDArray[np.float32]
 class Engine(Protocol):
     """Runs the graphs of one folder. Not for several threads at once."""
 
-    name: str  # what runs it, for people: "onnxruntime 1.31 on the CPU"
     manifest: Manifest
 
+    @property
+    def name(self) -> str:
+        """What runs it, for people: "onnxruntime 1.31 on the CPU"."""
+
     def run(self, graph: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """Outputs by name; C-contiguous float32, the caller's to keep. Shapes as in the manifest."""
+        """Outputs by name; C-contiguous float32, the caller's to keep. Shapes as in the manifest.
+
+        Raises EngineError when the engine fails, as a GPU can; it is not used afterwards.
+        """
 
     def close(self) -> None:
         """Give memory back; the engine is not used afterwards."""

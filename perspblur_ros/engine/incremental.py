@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import EngineError
 from . import Engine
 from .interface import UNMEASURED_VARIANCE
 
@@ -34,12 +35,14 @@ class Incremental:
     """Frames one by one through an engine.
 
     ``counts``: calls per graph, resets by a ``gap``, and ``non_finite`` results that were thrown away.
+    ``failure``: why the engine ended, empty while it runs; from then on nothing comes out any more.
     """
 
     def __init__(self, engine: Engine) -> None:
         sizes = engine.manifest.sizes
         self.engine = engine
         self.counts: Counter[str] = Counter()
+        self.failure = ""
         self._S, self._T = sizes["window_frames"], sizes["clip_frames"]
         tokens = engine.manifest.graphs["encoder"].outputs["features"]
         head = engine.manifest.graphs["head"].inputs["measured"]
@@ -133,9 +136,16 @@ class Incremental:
         return None if outputs is None else (outputs["coefficients"][0], outputs["log_sd"][0])
 
     def _run(self, graph: str, **inputs: FloatArray) -> dict[str, FloatArray] | None:
-        """Outputs of a graph; None, and a new segment, when one is not finite."""
+        """Outputs of a graph; None, and a new segment, when one is not finite or the engine has failed."""
+        if self.failure:
+            return None
         self.counts[graph] += 1
-        outputs = self.engine.run(graph, inputs)
+        try:
+            outputs = self.engine.run(graph, inputs)
+        except EngineError as error:
+            self.failure = str(error)
+            self.reset()
+            return None
         if all(np.isfinite(value).all() for value in outputs.values()):
             return outputs
         self.counts["non_finite"] += 1

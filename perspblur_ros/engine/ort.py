@@ -28,7 +28,12 @@ class OrtEngine:
 
     def run(self, graph: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         outputs = list(self.manifest.graphs[graph].outputs)
-        return dict(zip(outputs, self._sessions[graph].run(outputs, dict(inputs))))
+        try:
+            return dict(zip(outputs, self._sessions[graph].run(outputs, dict(inputs))))
+        except MemoryError:
+            raise
+        except Exception as error:  # its own exceptions have no common public base
+            raise EngineError(f"onnxruntime failed in {graph}: {str(error).splitlines()[0][:160]}") from None
 
     def close(self) -> None:
         self._sessions.clear()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import EngineError
 from . import Engine
 from .manifest import load_manifest
 from .probe import check_engine
 
+FloatArray = NDArray[np.float32]
 Progress = Callable[[int, int, str], None]  # done, of, label
+
+_log = logging.getLogger(__name__)
 
 
 class Selection(NamedTuple):
@@ -35,7 +42,7 @@ def select_engine(choice: str, folder: Path, threads: int = 1, progress: Progres
     if choice != "auto":
         raise EngineError(f"engine '{choice}' is none of auto, tensorrt, onnxruntime, none")
     try:
-        return Selection(_checked(_tensorrt(folder, progress)))
+        return Selection(GpuThenCpu(_checked(_tensorrt(folder, progress)), lambda: _onnxruntime(folder, threads)))
     except EngineError as error:
         no_tensorrt = str(error)
     try:
@@ -43,6 +50,34 @@ def select_engine(choice: str, folder: Path, threads: int = 1, progress: Progres
     except EngineError as error:
         return Selection(None, f"engine auto: no learned stack, as {error}")
     return Selection(engine, f"engine auto: {engine.name}, as {no_tensorrt}")
+
+
+class GpuThenCpu:
+    """An engine on the GPU until it fails in the middle of a stream, then one on the CPU; ``auto`` gives this."""
+
+    def __init__(self, gpu: Engine, make_cpu: Callable[[], Engine]) -> None:
+        self._engine, self._make_cpu = gpu, make_cpu
+        self.manifest = gpu.manifest
+        self.on_gpu = True
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    def run(self, graph: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        try:
+            return self._engine.run(graph, inputs)
+        except EngineError as error:
+            if not self.on_gpu:
+                raise
+            failed, self.on_gpu = self._engine, False
+            self._engine = self._make_cpu()
+            _log.warning("engine auto: %s from now on, as %s failed: %s", self._engine.name, failed.name, error)
+            failed.close()
+        return self._engine.run(graph, inputs)
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 def _tensorrt(folder: Path, progress: Progress | None) -> Engine:
