@@ -16,13 +16,15 @@ VOCABULARY, MATHEMATICS, COMPONENT, COMPOSITION, OFFLINE, ROS, CLI = range(7)
 LAYERS = {
     **dict.fromkeys(("__init__", "camera", "config", "errors", "share", "types"), VOCABULARY),
     **dict.fromkeys(("bspline", "detail_basis", "displacement", "motion_prior", "so3", "spline_state"), MATHEMATICS),
-    **dict.fromkeys(("calibration", "pipeline"), COMPOSITION),
+    **dict.fromkeys(("calibration", "depth_stage", "pipeline"), COMPOSITION),
     **dict.fromkeys(("bench", "evaluation", "export", "model", "sim", "training"), OFFLINE),
     "ros": ROS,
     **dict.fromkeys(("__main__", "cli"), CLI),
 }  # every other file or folder of the package is a component
 WITH_TORCH = {"export", "model", "sim", "training"}
 TORCH = {"onnx", "onnxscript", "safetensors", "torch", "transformers"}
+WITH_RUNTIMES = {"engine"}
+RUNTIMES = {"cuda", "onnxruntime", "tensorrt"}
 ROS_ONLY = {"ament_index_python", "cv_bridge", "diagnostic_updater", "launch", "launch_ros", "message_filters", "rclpy"}
 
 
@@ -55,6 +57,8 @@ def complaint(part: str, imported: str) -> str | None:
         return f"{part} imports {top}, which only ros/ may"
     if top in TORCH and part not in WITH_TORCH:
         return f"{part} imports {top}, which only {', '.join(sorted(WITH_TORCH))} may"
+    if top in RUNTIMES and part not in WITH_RUNTIMES:
+        return f"{part} imports {top}, which only {', '.join(sorted(WITH_RUNTIMES))} may"
     if top != NAME or not rest:
         return None
     target = rest.split(".")[0]
@@ -88,6 +92,7 @@ def test_the_package_keeps_its_layers():
         ("pipeline.py", "from rclpy.node import Node", "pipeline imports rclpy, which only ros/ may"),
         ("evaluation/bags.py", "import sensor_msgs.msg", "evaluation imports sensor_msgs, which only ros/ may"),
         ("engine/ort.py", "import torch.nn", "engine imports torch, which only export, model, sim, training may"),
+        ("depth_stage.py", "import onnxruntime", "depth_stage imports onnxruntime, which only engine may"),
         ("engine/ort.py", "from ..optics import cascade", "component engine imports component optics"),
         ("evaluation/bags.py", "from ..ros import node", "evaluation imports ros of a higher layer"),
     ],
@@ -119,4 +124,4 @@ def test_importing_the_runtime_loads_neither_ros_nor_torch():
     runtime = [p.stem for p in PACKAGE.glob("*.py") if layer(p.stem) <= COMPOSITION and p.stem != "__init__"]
     program = f"import sys; from {NAME} import {', '.join(runtime)}; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert [name for name in loaded if name in TORCH or is_ros(name)] == []
+    assert [name for name in loaded if name in TORCH | {"cuda", "tensorrt"} or is_ros(name)] == []
