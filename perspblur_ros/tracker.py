@@ -24,6 +24,8 @@ FORWARD_BACKWARD_PX = 0.7
 BORDER_PX = 8
 LK_WINDOW_PX = 31
 LK_LEVELS = 4
+LK_LEVELS_BACK = 2  # the way back starts at its end
+LK_ITERATIONS, LK_CONVERGED_PX = 30, 0.03  # finer steps change no result by more than the noise does
 MIN_CORNER_SHARE = 0.004  # of the strongest corner's response
 GAMMA = 2.2
 BLIND_CONTRAST = 2.0  # grey levels; below this RMS the picture carries nothing
@@ -56,15 +58,16 @@ def match_lk(
     """Pyramidal Lucas–Kanade with a forward–backward check."""
     options: dict[str, Any] = {
         "winSize": (LK_WINDOW_PX, LK_WINDOW_PX),
-        "maxLevel": levels,
-        "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
+        "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, LK_ITERATIONS, LK_CONVERGED_PX),
         "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
     }
     start = points.astype(np.float32).reshape(-1, 1, 2)
     forth, found, _ = cv2.calcOpticalFlowPyrLK(
-        before, after, start, guess.astype(np.float32).reshape(-1, 1, 2), **options
+        before, after, start, guess.astype(np.float32).reshape(-1, 1, 2), maxLevel=levels, **options
     )
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, forth, start.copy(), **options)
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(
+        after, before, forth, start.copy(), maxLevel=min(levels, LK_LEVELS_BACK), **options
+    )
     consistent = np.linalg.norm((back - start)[:, 0], axis=1) < FORWARD_BACKWARD_PX
     return forth[:, 0].astype(float), (found.ravel() > 0) & (found_back.ravel() > 0) & consistent
 
