@@ -61,6 +61,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["accuracy", "--data", "{tmp}/nowhere"], "does not exist"),
         (["accuracy", "--data", "{tmp}", "--split", "train"], "'train' is none of dev, test"),
         (["bench", "--set", "exposure=1"], "did you mean 'exposure_s'"),
+        (["bench", "--network", "{tmp}", "--set", "engine=onnxruntime"], "holds no exported network"),
+        (["engine", "info", "{tmp}"], "holds no exported network"),
+        (["engine", "build", "{tmp}"], "holds no exported network"),
+        (["export", "--out", "{tmp}"], "exists already and is not overwritten"),
+        (["export", "a.safetensors", "--dinov2", "b", "--out", "{tmp}/o"], "a checkpoint brings its own encoder"),
         (["export-trajectory", "nowhere", "--out", "{tmp}/t"], "folder nowhere does not exist"),
     ],
 )
@@ -70,6 +75,19 @@ def test_what_a_user_can_cause_is_one_sentence(tmp_path: Path, arguments: list[s
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_export_says_what_to_install_where_torch_is_missing(tmp_path: Path) -> None:
+    program = "import sys; sys.modules.update(onnx=None, torch=None); from perspblur_ros.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "export", "--out", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 2
+    assert "pip install 'perspblur_ros[train]' installs it" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_usage_errors_and_unwritable_places_fail() -> None:
