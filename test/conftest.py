@@ -1,13 +1,19 @@
-"""What every test shares: reproducible property tests, a ROS graph of its own, and the evaluation data."""
+"""What every test shares: one BLAS thread, reproducible property tests, a ROS graph of its own, the evaluation data."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import matplotlib
 import pytest
 from hypothesis import settings
+
+from perspblur_ros.ros.middleware import BLAS_VARIABLES
+
+for name in BLAS_VARIABLES:  # before numpy is imported, as the entry points do
+    os.environ.setdefault(name, "1")
+
+import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
 
