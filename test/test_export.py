@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
+
+from micro_network import MICRO, randomised  # noqa: E402
 
 from perspblur_ros.engine.incremental import Incremental  # noqa: E402
 from perspblur_ros.engine.manifest import file_sha256, load_manifest  # noqa: E402
@@ -23,34 +24,10 @@ from perspblur_ros.export import export_network, load_network  # noqa: E402
 from perspblur_ros.model.network import Network  # noqa: E402
 from perspblur_ros.model.presets import PRESETS  # noqa: E402
 
-MICRO = replace(
-    PRESETS["tiny"],
-    name="micro",
-    image_px=32,
-    encoder_width=16,
-    encoder_layers=2,
-    encoder_heads=2,
-    fused_layers=(1, 2),
-    width=16,
-    heads=2,
-    window_frames=2,
-    clip_frames=6,
-    self_layers=1,
-    head_px=12,
-    head_width=4,
-    samples=5,
-)
-
 
 def network_of(preset):
-    """With every weight in play: those that start at zero too."""
     torch.manual_seed(0)
-    network = Network(preset)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
-    return network.eval()
+    return randomised(Network(preset))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 transformers = pytest.importorskip("transformers")
 
+from micro_network import MICRO, randomised  # noqa: E402
+
 from perspblur_ros.engine.interface import UNMEASURED_VARIANCE, interface  # noqa: E402
 from perspblur_ros.errors import ConfigError, EngineError  # noqa: E402
 from perspblur_ros.model import counts  # noqa: E402
@@ -30,23 +32,6 @@ from perspblur_ros.model.network import DepthNetwork, Network  # noqa: E402
 from perspblur_ros.model.presets import PRESETS, from_table, preset  # noqa: E402
 from perspblur_ros.model.windows import CrossWindow  # noqa: E402
 
-MICRO = replace(
-    PRESETS["tiny"],
-    name="micro",
-    image_px=32,
-    encoder_width=16,
-    encoder_layers=2,
-    encoder_heads=2,
-    fused_layers=(1, 2),
-    width=16,
-    heads=2,
-    window_frames=2,
-    clip_frames=6,
-    self_layers=1,
-    head_px=12,
-    head_width=4,
-    samples=5,
-)
 P, d, h = MICRO.tokens, MICRO.width, MICRO.head_px
 
 
@@ -59,15 +44,6 @@ def seed():
 def clip():
     measured = torch.stack((torch.zeros(2, h, h), torch.full((2, h, h), UNMEASURED_VARIANCE)), dim=1)
     return torch.rand(2, 7, 3, 32, 32), torch.rand(2, 8), measured
-
-
-def randomised(module):
-    """Weights that start at zero are given values too."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return module.eval()
 
 
 # depth
