@@ -187,11 +187,23 @@ def calibrate(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="What replay wrote.", show_default=False)],
-    truth: Annotated[Path, typer.Option(help="Bag with /ground_truth/imu or /imu/data_raw.", show_default=False)],
+    folder: Annotated[Path | None, typer.Argument(help="What replay wrote.", show_default=False)] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Bag with /ground_truth/imu or /imu/data_raw.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: the folder itself.", show_default=False)] = None,
+    table: Annotated[bool, typer.Option("--table", help="Instead: the paper's tables, on rendered clips.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Of --table; default: ../shared/data beside the checkout.")] = None,
+    engine_dir: Annotated[Path | None, typer.Option(help="Of --table: exported network; default: the shipped.")] = None,
+    sharp: Annotated[Path | None, typer.Option(help="Of --table: a network trained on sharp, still frames.")] = None,
+    only: Annotated[str, typer.Option(help="Of --table: only clips whose name contains this.")] = "",
 ) -> None:
     """Compare a run with the truth: metrics.json, report.html, and a table."""
+    if table:
+        _paper_tables(out or Path("tables"), data, engine_dir, sharp, only)
+        return
+    if folder is None or truth is None:
+        raise ConfigError("evaluate needs a run's folder and --truth, or --table")
     from .evaluation.evaluate import evaluate as compare
     from .evaluation.report import write_report
     from .evaluation.tables import method_table
@@ -502,6 +514,15 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[..., No
             bar.update(task, completed=done, total=of or total, description=label or title)
 
         yield advance
+
+
+def _paper_tables(out: Path, data: Path | None, engine_dir: Path | None, sharp: Path | None, only: str) -> None:
+    from .evaluation.paper_tables import write_tables
+
+    with _progress("Clips") as advance:
+        text = write_tables(out, data, engine_dir, sharp, only, advance)
+    _say(text)
+    _say(f"Tables: {out / 'tables.md'}")
 
 
 def _scene(rgb: Path, depth: Path | None, depth_scale: float, intrinsics: tuple[float | None, ...]) -> Scene:

@@ -1,0 +1,281 @@
+"""The paper's tables on our clips, by one command: `perspblur evaluate --table`. No torch: the shipped graphs run.
+
+Table 1 (depth): held-out places under held-out recordings, with a lever arm of 0.1 to 0.3 m, real tracks on rendered
+blur, and as a control without a lever arm. Every depth map that the stream publishes is compared with the truth.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Config
+from ..engine import Engine
+from ..engine.incremental import Incremental
+from ..engine.interface import camera_values, picture
+from ..engine.select import select_engine
+from ..errors import BagError, EngineError
+from ..pipeline import Pipeline
+from ..share import share_path
+from ..sim.clips import START_NS, SimulatedClip, simulate_clip
+from ..sim.evaluation_set import (
+    ANDROID_LANDSCAPE,
+    ANDROID_PORTRAIT,
+    AS_RECORDED,
+    HEIGHT,
+    LONG_EXPOSURE,
+    WIDTH,
+    Recipe,
+    load_place,
+    scaled_path,
+)
+from ..sim.motion import MotionPath
+from ..sim.render import View, prepare, render_depth, render_frame
+from ..sim.scene import view_camera
+from ..sim.sensor import Sensor
+from .accuracy import DATA
+from .metrics import depth_metrics
+from .tables import number
+from .writers import write_text
+
+FloatMap = NDArray[np.float32]
+
+FRAMES = 18
+FULL_CHAIN = 12  # frames before maps count: the first ones know half of a clip
+METRICS = ("abs_rel", "delta1", "delta2")
+TRAIN_MEDIAN_M = 2.2  # of the scenes that training draws: the constant that knows nothing of the picture
+GROUPS = ("wide", "normal", "control")
+WAYS = {
+    "constant": "constant (median of the training scenes)",
+    "median": "the image's own median (oracle)",
+    "sharp": "network trained on sharp, still frames",
+    "own": "network alone, pixels only (the paper's form)",
+    "measured": "tracks alone, closed form",
+    "fused": "network and tracks",
+}
+
+
+@dataclass(frozen=True)
+class DepthClip:
+    """A recipe seen through a lens ``lens`` times as long as the picture's; ``group`` one of GROUPS."""
+
+    group: str
+    recipe: Recipe
+    lens: float
+
+
+def _clip(
+    group: str, place: str, gyro: str, start_s: float, axes: str, blur_px: float, lever_arm_m: Sequence[float],
+    lens: float = 0.6, margin: float = 0.12,
+) -> DepthClip:
+    x, y, z = lever_arm_m
+    return DepthClip(group, Recipe(place, gyro, start_s, axes, blur_px, (x, y, z), margin), lens)
+
+
+_HOLOLENS, _NYU = "hololens_office_dvmvs", "nyu_dining_slambook2"
+_FASTWALK, _PDR, _ROOM = "kajilab_fastwalk_490hz", "kajilab_pdr0527_490hz", "zoltan_realsense_room_200hz"
+_SHAKE, _SYNC, _ACTION = "gyrodeblurnet_train_210hz", "twistnsync_s1_phone0_500hz", "gopro_hero7_198hz"
+_TABLE = "realsense_tabletops_uoc"
+
+DEPTH_CLIPS = (
+    _clip("wide", f"{_HOLOLENS}/00072", _SHAKE, 20.0, ANDROID_PORTRAIT, 10, (0.05, -0.12, 0.15)),
+    _clip("wide", f"{_HOLOLENS}/00091", _FASTWALK, 9.0, ANDROID_LANDSCAPE, 14, (0.05, -0.10, 0.25)),
+    _clip("wide", f"{_HOLOLENS}/00017", _PDR, 6.5, ANDROID_LANDSCAPE, 12, (0.0, -0.2, 0.2)),
+    _clip("wide", f"{_HOLOLENS}/00212", _ROOM, 16.0, AS_RECORDED, 8, (0.02, -0.15, 0.1)),
+    _clip("wide", f"{_NYU}/4", _ACTION, 9.5, AS_RECORDED, 12, (0.02, -0.2, 0.15), 0.6, 0.16),
+    _clip("wide", f"{_NYU}/1", _SYNC, 1.0, ANDROID_PORTRAIT, 16, (0.1, -0.1, 0.2), 0.6, 0.16),
+    _clip("wide", "tum_desk_open3d/0", _FASTWALK, 7.5, ANDROID_LANDSCAPE, 10, (-0.05, -0.15, 0.15), 0.6, 0.2),
+    _clip("wide", f"{_TABLE}/000005", _SHAKE, 99.0, ANDROID_PORTRAIT, 12, (0.02, -0.1, 0.05)),
+    _clip("wide", f"{_TABLE}/000004", _PDR, 18.0, ANDROID_LANDSCAPE, 8, (0.0, -0.08, 0.07)),
+    _clip("wide", "motorcycle", _ROOM, 97.0, AS_RECORDED, 12, (0.05, -0.15, 0.2), 0.5),
+    _clip("normal", f"{_HOLOLENS}/00063", _FASTWALK, 9.5, ANDROID_LANDSCAPE, 12, (0.03, -0.1, 0.12), 1.0),
+    _clip("normal", f"{_NYU}/5", _SHAKE, 43.0, ANDROID_PORTRAIT, 14, (0, -0.15, 0.2), 1.0, 0.16),
+    _clip("normal", "tum_desk_open3d/0", _SYNC, 1.0, ANDROID_PORTRAIT, 12, (-0.05, -0.15, 0.15), 1.0, 0.2),
+    _clip("normal", "motorcycle", _PDR, 18.5, ANDROID_LANDSCAPE, 16, (0.05, -0.1, 0.2), 1.0),
+    _clip("control", f"{_HOLOLENS}/00072", _FASTWALK, 9.0, ANDROID_LANDSCAPE, 12, (0, 0, 0)),
+    _clip("control", f"{_NYU}/1", _SHAKE, 20.0, ANDROID_PORTRAIT, 12, (0, 0, 0), 0.6, 0.16),
+    _clip("control", "motorcycle", _PDR, 6.5, ANDROID_LANDSCAPE, 12, (0, 0, 0), 0.5),
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A clip and what its truth is made from; ``sharp`` is its first frame without blur."""
+
+    clip: SimulatedClip
+    view: View
+    path: MotionPath
+    sharp: NDArray[np.uint8]
+
+    def depth_m(self, stamp_ns: int) -> FloatMap:
+        """True depth H × W at the mid-exposure of the frame with this stamp."""
+        shutter = self.clip.shutter
+        t_s = (stamp_ns - START_NS + (shutter.exposure_ns + shutter.readout_ns) / 2) * 1e-9
+        return render_depth(self.view, self.path, t_s, self.clip.lever_arm_m)
+
+
+def render(chosen: DepthClip, data_dir: Path, seed: int, frames: int = FRAMES) -> Rendered:
+    """Render one clip from the pictures and recordings in the data folder."""
+    scene = load_place(chosen.recipe.place, data_dir).grey().with_focal_scaled(chosen.lens)
+    camera = view_camera(scene, WIDTH, HEIGHT, chosen.recipe.margin)
+    path = scaled_path(chosen.recipe, camera, data_dir)
+    timing = LONG_EXPOSURE
+    clip = simulate_clip(
+        scene, path, camera, frames, timing.fps, timing.exposure_s, timing.readout_s, chosen.recipe.lever_arm_m,
+        seed=seed, name=f"{chosen.group}_{chosen.recipe.name}",
+    )
+    end_s = (frames - 1) / timing.fps + timing.exposure_s + timing.readout_s
+    view, path = prepare(scene, camera), path.centred(0.0, end_s)
+    still = render_frame(view, path, timing.exposure_s / 2, 1e-6, 0.0, chosen.recipe.lever_arm_m, n_subframes=1)
+    return Rendered(clip, view, path, Sensor().expose(still, np.random.default_rng(seed)))
+
+
+def sharp_depth(engine: Engine, rendered: Rendered) -> FloatMap:
+    """Log depth (h, h) of a network trained on sharp, still pictures, given what it was trained on."""
+    clip, stream, timing = rendered.clip, Incremental(engine), LONG_EXPOSURE
+    image = picture(rendered.sharp, engine.manifest.sizes["image_px"])
+    share = clip.camera.focal_px / clip.camera.width
+    camera = camera_values(share, timing.exposure_s, 1 / timing.fps, timing.readout_s, clip.lever_arm_m)
+    for k in range(engine.manifest.sizes["clip_frames"]):
+        stream.add_frame(k, image, camera)
+    found = stream.depth()
+    assert found is not None
+    return found.own[0]
+
+
+class _Listening:
+    """An engine that remembers what went into the head and what came out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.manifest = engine, engine.name, engine.manifest
+        self.measured = self.own = np.zeros((0,), np.float32)
+
+    def run(self, graph: str, inputs: Mapping[str, FloatMap]) -> dict[str, FloatMap]:
+        outputs = self.engine.run(graph, inputs)
+        if graph == "head":
+            self.measured, self.own = inputs["measured"][0], outputs["own"][0]
+        return outputs
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def streamed_depths(rendered: Rendered, folder: Path) -> Iterator[tuple[int, dict[str, FloatMap]]]:
+    """Replay a clip; stamp and log depth (and "sd", of the fused one) of every map from a full chain."""
+    clip = rendered.clip
+    config = Config(
+        exposure_s=clip.exposure_s, readout_s=clip.readout_s, lever_arm=clip.lever_arm_m,
+        engine="onnxruntime", engine_dir=str(folder),
+    )
+    pipeline = Pipeline(config)
+    network = pipeline._depth_stage._network
+    assert network is not None
+    listening = network.engine = _Listening(network.engine)
+    for k, (stamp_ns, frame) in enumerate(zip(clip.stamps_ns, clip.frames)):
+        for result in pipeline.add_frame(int(stamp_ns), frame, clip.camera):
+            if result.depth is None or k + 1 < FULL_CHAIN:
+                continue
+            depth_m = result.depth.depth_m
+            yield result.depth.stamp_ns, {
+                "own": listening.own[0],
+                "measured": listening.measured[0],
+                "fused": np.log(depth_m),
+                "sd": np.asarray(np.sqrt(result.depth.variance_m2) / depth_m, np.float32),
+                "measured_sd": np.sqrt(listening.measured[1]),
+            }
+    listening.close()
+
+
+def depth_rows(
+    data_dir: Path, folder: Path, sharp: Path | None = None, only: str = "",
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> list[dict[str, float | str]]:
+    """One row per clip: group, name, maps, and the metrics of every way, means over the clip's maps."""
+    chosen = [(seed, clip) for seed, clip in enumerate(DEPTH_CLIPS) if only in f"{clip.group}_{clip.recipe.name}"]
+    if not chosen:
+        raise BagError(f"no depth clip has '{only}' in its name")
+    sharp_engine = select_engine("onnxruntime", sharp).engine if sharp else None
+    rows = []
+    for done, (seed, clip) in enumerate(chosen):
+        if on_progress:
+            on_progress(done, len(chosen), clip.recipe.name)
+        rendered = render(clip, data_dir, seed)
+        found = []
+        for stamp_ns, ways in streamed_depths(rendered, folder):
+            if sharp_engine:
+                ways["sharp"] = sharp_depth(sharp_engine, rendered)
+            found.append(scores(ways, rendered.depth_m(stamp_ns)))
+        if not found:
+            raise EngineError(f"no depth map came of clip {rendered.clip.name}")
+        row: dict[str, float | str] = {"group": clip.group, "name": rendered.clip.name, "maps": len(found)}
+        row |= {key: float(np.mean([f[key] for f in found])) for key in found[0]}
+        rows.append({**row, "focal": rendered.clip.camera.focal_px / WIDTH})
+    return rows
+
+
+def scores(maps: Mapping[str, FloatMap], true_m: FloatMap) -> dict[str, float]:
+    """AbsRel, δ1, δ2 of every way on the pixels of its own map, and what the fused map says of itself.
+
+    Keys "way abs_rel" and so on. fused sd: median of the stated relative deviation; fused within: share of pixels
+    within one of it. Both constants are judged on the true map.
+    """
+    found: dict[str, float] = {}
+    for name in (name for name in maps if name in WAYS):
+        numbers = depth_metrics(np.exp(np.asarray(maps[name], float)), _resized(true_m, maps[name].shape))
+        found |= {f"{name} {key}": numbers[key] for key in METRICS}
+    true = _resized(true_m, maps["fused"].shape)
+    numbers = depth_metrics(np.full(true.shape, TRAIN_MEDIAN_M), true)
+    found |= {f"constant {key}": numbers[key] for key in METRICS}
+    found |= {f"median {key}": numbers[f"constant_{key}"] for key in METRICS}
+    error = np.abs(np.asarray(maps["fused"], float) - np.log(true))
+    found["fused sd"] = float(np.median(maps["sd"]))
+    found["fused within"] = float(np.mean(error < maps["sd"]))
+    return found
+
+
+def _resized(true_m: FloatMap, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    return np.asarray(cv2.resize(true_m, shape[::-1], interpolation=cv2.INTER_NEAREST), float)
+
+
+def depth_markdown(rows: Sequence[Mapping[str, float | str]]) -> str:
+    """Table 1: a line per way, a block of columns per group; then what the fused variance says."""
+    groups = [group for group in GROUPS if any(row["group"] == group for row in rows)]
+
+    def mean(group: str, key: str) -> float:
+        values = [float(row[key]) for row in rows if row["group"] == group and key in row]
+        return float(np.mean(values)) if values else float("nan")
+
+    heads = [f"{group}: {label}" for group in groups for label in ("AbsRel", "δ1", "δ2")]
+    lines = ["| depth | " + " | ".join(heads) + " |", "|---" + "|---:" * len(heads) + "|"]
+    for way, label in WAYS.items():
+        cells = [number(mean(group, f"{way} {key}")) for group in groups for key in METRICS]
+        if any(cell != number(None) for cell in cells):
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines += ["", "| fused | clips | stated sd, relative | pixels within 1 sd |", "|---|---:|---:|---:|"]
+    for group in groups:
+        count = sum(row["group"] == group for row in rows)
+        sd, within = number(mean(group, "fused sd")), number(mean(group, "fused within"))
+        lines.append(f"| {group} | {count} | {sd} | {within} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(
+    out: Path, data_dir: Path | None = None, folder: Path | None = None, sharp: Path | None = None, only: str = "",
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> str:
+    """Measure and write ``tables.json`` and ``tables.md``; returns the Markdown."""
+    data_dir = data_dir or DATA
+    if not data_dir.is_dir():
+        raise BagError(f"data folder {data_dir} does not exist")
+    rows = depth_rows(data_dir, folder or share_path("engines", "tiny"), sharp, only, on_progress)
+    text = "## Table 1: depth\n\n" + depth_markdown(rows)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "tables.json", json.dumps({"depth": rows}, indent=1) + "\n")
+    write_text(out / "tables.md", text)
+    return text
