@@ -90,6 +90,11 @@ class Config:
     translation_amplitude_m_s: float = _p(
         0.02, "regulariser of the free translation; loosens itself for a vehicle", unit="m/s", low=0.0001, high=10.0
     )
+    # depth
+    depth_every_frames: int = _p(
+        6, "frames between depth maps; a network has its own cadence, the windows it was trained with", low=1, high=120
+    )
+    depth_width: int = _p(160, "width of the depth maps; the height follows the picture's shape", low=16, high=1920)
     # engine
     engine: str = _p(
         "auto", "inference engine of the learned depth", choices=("auto", "tensorrt", "onnxruntime", "none")

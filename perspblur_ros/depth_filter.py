@@ -21,13 +21,14 @@ UNMEASURED_VARIANCE = 1e4  # of the log depth, where nothing is known
 MIN_RHO = 0.01  # 1/m: farther than 100 m is as good as 100 m
 SPREAD = 0.45  # standard deviation of inverse depth about its mean, relative to the median point's
 REACH = 0.6  # picture widths over which depths forget each other
-MAX_CELLS = 1024  # more are interpolated
+MAX_CELLS = 768  # more are interpolated
 JITTER = 1e-9
 OWN_SHARE = 0.05  # least share of a point's variance that is its own
 MIN_AHEAD = 0.1
 MAX_RATIO = 3.0  # windows that differ more in scale say nothing of each other
 FORGETTING = 0.05  # relative growth of the deviations in a second: pivots wander, things are moved
 MAX_POINTS = 400
+MAX_SUPPORT = 200  # points that enter the regression; of more, neighbours are merged
 PRIOR_RHO, PRIOR_RHO_SD = 0.5, 0.5  # 1/m: rooms, tables, streets
 
 
@@ -172,13 +173,17 @@ def _joined(alive: Points, gone: Points) -> Points:
 
 
 def with_prior(measured: ArrayLike) -> NDArray[np.float32]:
-    """A measured map (2, h, w) as from ``rasterise`` together with what is known of any place, in inverse depth."""
+    """A measured map (2, h, w) as from ``rasterise`` together with what is known of any place, in inverse depth.
+
+    The prior is a guess of the scene, not of each cell, so it counts only as far as little is measured: by v / (1 + v)
+    with v the variance of the measured log depth.
+    """
     log_depth, log_variance = np.asarray(measured, float)
     rho = np.exp(-log_depth)
     told = 1 / (log_variance * rho**2)
-    total = told + PRIOR_RHO_SD**-2
-    mean = np.maximum((told * rho + PRIOR_RHO * PRIOR_RHO_SD**-2) / total, MIN_RHO)
-    return np.stack([-np.log(mean), 1 / total / mean**2]).astype(np.float32)
+    assumed = log_variance / (1 + log_variance) / PRIOR_RHO_SD**2
+    mean = np.maximum((told * rho + assumed * PRIOR_RHO) / (told + assumed), MIN_RHO)
+    return np.stack([-np.log(mean), 1 / (told + assumed) / mean**2]).astype(np.float32)
 
 
 def own_and_scale(rho: FloatArray, covariance: FloatArray) -> tuple[FloatArray, float]:
@@ -213,6 +218,8 @@ def rasterise(
     else:
         own = own[known]
     level = max(MIN_RHO, _weighted_median(y, 1 / own))
+    if len(y) > MAX_SUPPORT:
+        x, y, own = _merged(x, y, own, (SPREAD * level) ** 2)
     lattice = grid.lattice()
     mean, spread = (
         _resized(part.reshape(lattice.height, lattice.width), grid)
@@ -221,6 +228,23 @@ def rasterise(
     mean = np.maximum(mean, MIN_RHO / level)
     log_variance = np.minimum(spread / mean**2 + scale_variance, UNMEASURED_VARIANCE)
     return np.stack([-np.log(level * mean), log_variance]).astype(np.float32)
+
+
+def _merged(x: FloatArray, y: FloatArray, own: FloatArray, spread2: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The points of each bin (about MAX_SUPPORT of them divide the picture) as one: places (M, 2), values, variances.
+
+    ``spread2`` is the variance of inverse depth in the scene: between neighbours some of it is a difference in depth.
+    """
+    side = np.sqrt(np.ptp(x[:, 0]) * np.ptp(x[:, 1]) / MAX_SUPPORT) + JITTER
+    columns = int(np.ptp(x[:, 0]) / side) + 1
+    bins = ((x - x.min(axis=0)) / side).astype(int) @ (1, columns)
+    _, member = np.unique(bins, return_inverse=True)
+    apart = spread2 * side / REACH
+    weight = 1 / (own + apart)
+    total = np.bincount(member, weight)
+    place = np.stack([np.bincount(member, weight * axis) / total for axis in x.T], axis=1)
+    variance = 1 / total - apart / np.bincount(member)
+    return place, np.bincount(member, weight * y) / total, np.maximum(variance, 0.1 / total)
 
 
 def _regress(x: FloatArray, y: FloatArray, noise: FloatArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,6 +1,7 @@
 """Camera frames in, sparse and dense rotation out.
 
     frame → ring buffer → tracker → optics (sparse) → track spline → cross-blur → densifier
+                                                          └→ depth, with the network's where one runs
 
 ``Pipeline.add_frame`` is the whole method; everything it calls is a component that knows nothing of the others.
 """
@@ -21,9 +22,10 @@ from .calibration import SolvedWindow, TimingEstimator
 from .camera import Camera, Shutter
 from .config import Config
 from .depth_prior import DepthPrior
+from .depth_stage import DepthStage
 from .motion_prior import knot_precision
 from .ring_buffer import Rejected, RingBuffer
-from .spline import FixedLagSpline, StreamSolution, TrackWindow
+from .spline import FixedLagSpline, StreamSolution, TrackWindow, measured_depths
 from .spline_state import SplineState
 from .tracker import Tracker, is_blind, load_matcher
 from .types import DenseSamples, Frame, FrameResult, SparsePose, Status
@@ -75,6 +77,7 @@ class Pipeline:
     counts    monotone: frames, drops and resets by cause, gate decisions, fallbacks
     stage_ms  recent wall milliseconds per stage
     shutter   the timing in force, assumed where the configuration leaves it open
+    engine_name  what runs the network, "none" without one
     """
 
     def __init__(self, config: Config) -> None:
@@ -98,6 +101,8 @@ class Pipeline:
             config.crossblur_patches, config.crossblur_pairs, config.crossblur_iterations
         )
         self._depth = DepthPrior(scale_is_observable=lever_arm_m is not None)
+        self._depth_stage = DepthStage(config, self.counts)
+        self.engine_name = self._depth_stage.engine_name
         self._timing = TimingEstimator(config.exposure_ns, config.readout_ns, config.samples_per_frame)
         self._period_ns = ASSUMED_PERIOD_NS
         self.shutter = self._resolved_shutter()
@@ -127,6 +132,8 @@ class Pipeline:
                 self._tracker.add(frame.image)
         with self._timed("optics"):
             self._posed.append(self._pose(frame, blind))
+        with self._timed("network"):
+            self._depth_stage.add_frame(self._posed[-1], self.shutter, self._period_ns)
         if self.config.densifier in ("auto", "crossblur"):
             with self._timed("crossblur"):
                 self._crossblur.add_picture(frame.image, (frame.mid_ns - self._origin_ns) * 1e-9)
@@ -146,7 +153,9 @@ class Pipeline:
             with self._timed("timing"):
                 self._observe_timing(window, raw, stream)
         with self._timed("densifier"):
-            return results + self._emit(len(self._posed) - self.config.lag_frames)
+            results += self._emit(len(self._posed) - self.config.lag_frames)
+        with self._timed("depth"):
+            return self._with_depth(results)
 
     def add_depth(self, stamp_ns: int, depth_m: NDArray[np.float32]) -> None:
         """A metric depth image (H × W, metres, NaN invalid) from outside, of the moment ``stamp_ns``."""
@@ -276,6 +285,24 @@ class Pipeline:
 
     # --- results -----------------------------------------------------------------------------------------------------
 
+    def _with_depth(self, results: list[FrameResult]) -> list[FrameResult]:
+        """The results, the last of them with the depth map that is due."""
+        if not results or not self._depth_stage.due:
+            return results
+        if self._solved is not None:
+            window, stream = self._solved.window, self._solved.stream
+            camera, newest_ns = self._posed[-1].frame.camera, self._posed[-1].frame.mid_ns
+            try:
+                depths = measured_depths(
+                    window, camera, self._exposure_s, stream.solution, self._spline.translation_m_s
+                )
+                span_ns = len(window.mid_s) * self._period_ns
+                self._depth_stage.measure(depths, stream.R_start_from_ref, newest_ns, span_ns)
+            except np.linalg.LinAlgError:
+                self.counts["fallback.no_depth"] += 1
+        last = self._posed[max(self._emitted, 1) - 1]
+        return [*results[:-1], replace(results[-1], depth=self._depth_stage.depth_map(last))]
+
     def _emit(self, until: int) -> list[FrameResult]:
         """Results of the posed frames up to ``until``; forgets what no window needs any more."""
         results = [self._result(k) for k in range(self._emitted, until)]
@@ -356,6 +383,7 @@ class Pipeline:
         self._optics.cut()
         self._spline.reset()
         self._crossblur.reset()
+        self._depth_stage.begin()
 
     @property
     def _exposure_s(self) -> float:

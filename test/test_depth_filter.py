@@ -181,6 +181,19 @@ def test_points_that_are_lost_are_remembered_with_growing_doubt_and_the_memory_i
     assert fused.points(np.eye(3)) is None
 
 
+def test_many_points_are_merged_with_little_change():
+    rng = np.random.default_rng(6)
+    pixels = rng.uniform([0, 0], [640, 480], (600, 2))
+    truth = 0.5 + 0.2 * np.sin(pixels[:, 0] / 100) + 0.1 * pixels[:, 1] / 480
+    rho = truth + 0.05 * rng.standard_normal(600)
+    merged = rasterise(pixels, rho, np.full(600, 0.05**2), GRID)
+    fewer = rasterise(pixels[::3], rho[::3], np.full(200, 0.05**2), GRID)
+    centres = GRID.centres()
+    true_log = -np.log(0.5 + 0.2 * np.sin(centres[:, 0] / 100) + 0.1 * centres[:, 1] / 480)
+    assert np.abs(merged[0].ravel() - true_log).mean() < np.abs(fewer[0].ravel() - true_log).mean()
+    assert merged[1].mean() < fewer[1].mean()
+
+
 def test_many_cells_are_interpolated_between_fewer():
     pixels, rho, variance = points(4)
     fine = rasterise(pixels, rho, variance, Grid(96, 128, 480, 640))

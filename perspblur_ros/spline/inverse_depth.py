@@ -34,9 +34,12 @@ class MeasuredDepths:
 
 
 def measured_depths(
-    window: TrackWindow, camera: Camera, exposure_s: float, solution: SplineSolution, translation_m_s: float
+    window: TrackWindow, camera: Camera, exposure_s: float, solution: SplineSolution, translation_m_s: float,
+    at_most: int = 300,
 ) -> MeasuredDepths:
     """One Gauss–Newton step from the solution without the prior on ρ, and the marginal covariance of its ρ.
+
+    Of more tracks than ``at_most`` those that the trajectory leaves least uncertain are taken.
 
     Where the lever arm is unknown the prior on ρ stays, for it alone says how large the scene is. The pull of the
     motion prior goes in any case: it makes every motion a little smaller, and what rotation loses parallax gains.
@@ -51,10 +54,12 @@ def measured_depths(
     normal = linearised(window, camera, exposure_s, solution, translation_m_s)
     pull = knot_precision(state.grid.count, state.grid.spacing_s) / solution.amplitude**2 @ state.c
     normal.b[: pull.size] -= pull.ravel()
-    coupling = np.einsum("nb,nbm->nm", normal.H_landmark_inv[:, 2], normal.cross[:, :, :-1])
+    best = np.sort(np.argsort(normal.H_landmark_inv[:, 2, 2])[:at_most])
+    row = normal.H_landmark_inv[best, 2]
+    coupling = np.einsum("nb,nbm->nm", row, normal.cross[best, :, :-1])
     solved = np.linalg.solve(normal.S, np.column_stack([coupling.T, normal.b]))
-    own = np.einsum("nb,nb->n", normal.H_landmark_inv[:, 2], normal.g_landmark)
-    covariance = np.diag(normal.H_landmark_inv[:, 2, 2]) + coupling @ solved[:, :-1]
+    covariance = np.diag(row[:, 2]) + coupling @ solved[:, :-1]
     variance = covariance.diagonal()
-    rho = state.rho - own + coupling @ solved[:, -1]
-    return MeasuredDepths(state.ids, state.ray, rho, covariance, variance / (variance + prior_sd**2))
+    rho = state.rho[best] - np.einsum("nb,nb->n", row, normal.g_landmark[best]) + coupling @ solved[:, -1]
+    share = variance / (variance + prior_sd[best] ** 2)
+    return MeasuredDepths(state.ids[best], state.ray[best], rho, covariance, share)
