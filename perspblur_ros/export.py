@@ -220,7 +220,7 @@ def in_16_bits(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
             continue
         for k, name in enumerate(node.input):
             if name and name not in halved:
-                halved[name] = f"{name}_16"
+                halved[name] = f"{name}:16"
                 if name in weights:
                     graph.initializer.append(_cast_tensor(weights[name], halved[name], kind))
                 else:
@@ -228,8 +228,8 @@ def in_16_bits(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
             if name:
                 node.input[k] = halved[name]
         result = node.output[0]
-        node.output[0] = f"{result}_16"
-        nodes += [node, helper.make_node("Cast", [f"{result}_16"], [result], to=TensorProto.FLOAT)]
+        node.output[0] = halved[result] = f"{result}:16"  # the next product takes it as it is
+        nodes += [node, helper.make_node("Cast", [halved[result]], [result], to=TensorProto.FLOAT)]
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}

@@ -128,8 +128,8 @@ def test_products_in_16_bits_stand_in_the_graph(network, tmp_path, precision):
     kind = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[precision]
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
     assert products
-    assert all(name.endswith("_16") for node in products for name in node.input if name)
-    assert {tensor.data_type for tensor in model.graph.initializer if tensor.name.endswith("_16")} == {kind}
+    assert all(name.endswith(":16") for node in products for name in node.input if name)
+    assert {tensor.data_type for tensor in model.graph.initializer if tensor.name.endswith(":16")} == {kind}
     assert manifest.precision == precision
     if precision == "float16":
         check_engine(OrtEngine(manifest))
