@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_engine import SIZES, FakeEngine, fake_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from perspblur_ros.engine.incremental import Incremental
 from perspblur_ros.engine.interface import CAMERA_VALUES, UNMEASURED_VARIANCE
@@ -15,6 +17,11 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.random((40, 3, PX, PX), dtype=np.float32)
 CAMERA = RNG.random(CAMERA_VALUES, dtype=np.float32)
 MEASURED = RNG.random((2, h, h), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def engine_of_module(tmp_path_factory):
+    return FakeEngine(fake_manifest(tmp_path_factory.mktemp("net")))
 
 
 @pytest.fixture
@@ -52,6 +59,26 @@ def test_the_stream_equals_the_batch(engine, n):
     np.testing.assert_allclose(depth.log_depth, expected["log_depth"][0, 0], atol=1e-6)
     np.testing.assert_allclose(depth.log_variance, expected["log_variance"][0, 0], atol=1e-6)
     np.testing.assert_allclose(depth.own, expected["own"][0], atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, T + 2 * S), min_size=1, max_size=5))
+def test_any_stream_with_gaps_ends_as_its_last_segment_alone(engine_of_module, lengths):
+    stream = Incremental(engine_of_module)
+    index = 0
+    for segment, n in enumerate(lengths):
+        frames = range(index, index + n)
+        for k in frames:
+            stream.add_frame(k, IMAGES[k % len(IMAGES)], CAMERA, segment)
+        index += n + 1
+    windows = len(frames) // S * S
+    used = frames[max(0, windows - T) : windows]
+    depth = stream.depth(MEASURED)
+    assert (depth is None) == (not used)
+    if depth is not None:
+        _, expected = batch(engine_of_module, [IMAGES[k % len(IMAGES)] for k in used], MEASURED)
+        np.testing.assert_allclose(depth.log_depth, expected["log_depth"][0, 0], atol=1e-6)
+        assert (depth.frame, depth.frames) == (used[0], len(used))
 
 
 def test_add_frame_names_the_frame_when_a_window_is_finished(engine):
