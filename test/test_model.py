@@ -295,7 +295,7 @@ def test_the_page_states_the_counts_of_today():
     page = (Path(__file__).resolve().parents[1] / "docs" / "model.md").read_text(encoding="utf-8")
     stated = re.search(f"{counts.BEGIN}.*{counts.END}", page, re.DOTALL)
     assert stated, "docs/model.md lost its table"
-    assert stated.group() == counts.section(), "python -m perspblur_ros.model.counts prints the new table"
+    assert stated.group() == counts.section(), "python -m perspblur_ros.model.counts docs/model.md"
 
 
 def test_operations_of_the_tiny_encoder_equal_their_formula():

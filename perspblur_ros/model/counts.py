@@ -1,11 +1,13 @@
-"""Parameters and floating-point operations of the presets, stage by stage: ``python -m perspblur_ros.model.counts``.
+"""Parameters and floating-point operations of the presets: ``python -m perspblur_ros.model.counts docs/model.md``.
 
 Counted on torch's meta device: nothing is computed, so that the large preset takes no longer than the small one.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -92,5 +94,14 @@ def section() -> str:
     return "\n\n".join([BEGIN, *(table(preset) for preset in PRESETS.values()), END])
 
 
+def write(page: Path) -> None:
+    """Put today's section where the old one stood."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(before + section() + rest.partition(END)[2], encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(section())
+    if len(sys.argv) > 1:
+        write(Path(sys.argv[1]))
+    else:
+        print(section())
