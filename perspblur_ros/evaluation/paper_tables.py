@@ -50,6 +50,7 @@ FRAMES = 18
 FULL_CHAIN = 12  # frames before maps count: the first ones know half of a clip
 METRICS = ("abs_rel", "delta1", "delta2")
 TRAIN_MEDIAN_M = 2.2  # of the scenes that training draws: the constant that knows nothing of the picture
+WIDE, NORMAL = 0.7, 1.1  # focal length in frame widths: 71 and 49 degrees from left to right
 GROUPS = ("wide", "normal", "control")
 WAYS = {
     "constant": "constant (median of the training scenes)",
@@ -63,19 +64,20 @@ WAYS = {
 
 @dataclass(frozen=True)
 class DepthClip:
-    """A recipe seen through a lens ``lens`` times as long as the picture's; ``group`` one of GROUPS."""
+    """A recipe seen through a lens whose focal length is ``focal`` frame widths; ``group`` one of GROUPS."""
 
     group: str
     recipe: Recipe
-    lens: float
+    focal: float
 
 
 def _clip(
     group: str, place: str, gyro: str, start_s: float, axes: str, blur_px: float, lever_arm_m: Sequence[float],
-    lens: float = 0.6, margin: float = 0.12,
+    margin: float = 0.12,
 ) -> DepthClip:
     x, y, z = lever_arm_m
-    return DepthClip(group, Recipe(place, gyro, start_s, axes, blur_px, (x, y, z), margin), lens)
+    recipe = Recipe(place, gyro, start_s, axes, blur_px, (x, y, z), margin)
+    return DepthClip(group, recipe, NORMAL if group == "normal" else WIDE)
 
 
 _HOLOLENS, _NYU = "hololens_office_dvmvs", "nyu_dining_slambook2"
@@ -88,19 +90,19 @@ DEPTH_CLIPS = (
     _clip("wide", f"{_HOLOLENS}/00091", _FASTWALK, 9.0, ANDROID_LANDSCAPE, 14, (0.05, -0.10, 0.25)),
     _clip("wide", f"{_HOLOLENS}/00017", _PDR, 6.5, ANDROID_LANDSCAPE, 12, (0.0, -0.2, 0.2)),
     _clip("wide", f"{_HOLOLENS}/00212", _ROOM, 16.0, AS_RECORDED, 8, (0.02, -0.15, 0.1)),
-    _clip("wide", f"{_NYU}/4", _ACTION, 9.5, AS_RECORDED, 12, (0.02, -0.2, 0.15), 0.6, 0.16),
-    _clip("wide", f"{_NYU}/1", _SYNC, 1.0, ANDROID_PORTRAIT, 16, (0.1, -0.1, 0.2), 0.6, 0.16),
-    _clip("wide", "tum_desk_open3d/0", _FASTWALK, 7.5, ANDROID_LANDSCAPE, 10, (-0.05, -0.15, 0.15), 0.6, 0.2),
+    _clip("wide", f"{_NYU}/4", _ACTION, 9.5, AS_RECORDED, 12, (0.02, -0.2, 0.15), 0.16),
+    _clip("wide", f"{_NYU}/1", _SYNC, 1.0, ANDROID_PORTRAIT, 16, (0.1, -0.1, 0.2), 0.16),
+    _clip("wide", "tum_desk_open3d/0", _FASTWALK, 7.5, ANDROID_LANDSCAPE, 10, (-0.05, -0.15, 0.15), 0.2),
     _clip("wide", f"{_TABLE}/000005", _SHAKE, 99.0, ANDROID_PORTRAIT, 12, (0.02, -0.1, 0.05)),
     _clip("wide", f"{_TABLE}/000004", _PDR, 18.0, ANDROID_LANDSCAPE, 8, (0.0, -0.08, 0.07)),
-    _clip("wide", "motorcycle", _ROOM, 97.0, AS_RECORDED, 12, (0.05, -0.15, 0.2), 0.5),
-    _clip("normal", f"{_HOLOLENS}/00063", _FASTWALK, 9.5, ANDROID_LANDSCAPE, 12, (0.03, -0.1, 0.12), 1.0),
-    _clip("normal", f"{_NYU}/5", _SHAKE, 43.0, ANDROID_PORTRAIT, 14, (0, -0.15, 0.2), 1.0, 0.16),
-    _clip("normal", "tum_desk_open3d/0", _SYNC, 1.0, ANDROID_PORTRAIT, 12, (-0.05, -0.15, 0.15), 1.0, 0.2),
-    _clip("normal", "motorcycle", _PDR, 18.5, ANDROID_LANDSCAPE, 16, (0.05, -0.1, 0.2), 1.0),
+    _clip("wide", "motorcycle", _ROOM, 97.0, AS_RECORDED, 12, (0.05, -0.15, 0.2)),
+    _clip("normal", f"{_HOLOLENS}/00063", _FASTWALK, 9.5, ANDROID_LANDSCAPE, 12, (0.03, -0.1, 0.12)),
+    _clip("normal", f"{_NYU}/5", _SHAKE, 43.0, ANDROID_PORTRAIT, 14, (0, -0.15, 0.2), 0.16),
+    _clip("normal", "tum_desk_open3d/0", _SYNC, 1.0, ANDROID_PORTRAIT, 12, (-0.05, -0.15, 0.15), 0.2),
+    _clip("normal", "motorcycle", _PDR, 18.5, ANDROID_LANDSCAPE, 16, (0.05, -0.1, 0.2)),
     _clip("control", f"{_HOLOLENS}/00072", _FASTWALK, 9.0, ANDROID_LANDSCAPE, 12, (0, 0, 0)),
-    _clip("control", f"{_NYU}/1", _SHAKE, 20.0, ANDROID_PORTRAIT, 12, (0, 0, 0), 0.6, 0.16),
-    _clip("control", "motorcycle", _PDR, 6.5, ANDROID_LANDSCAPE, 12, (0, 0, 0), 0.5),
+    _clip("control", f"{_NYU}/1", _SHAKE, 20.0, ANDROID_PORTRAIT, 12, (0, 0, 0), 0.16),
+    _clip("control", "motorcycle", _PDR, 6.5, ANDROID_LANDSCAPE, 12, (0, 0, 0)),
 )
 
 
@@ -122,7 +124,9 @@ class Rendered:
 
 def render(chosen: DepthClip, data_dir: Path, seed: int, frames: int = FRAMES) -> Rendered:
     """Render one clip from the pictures and recordings in the data folder."""
-    scene = load_place(chosen.recipe.place, data_dir).grey().with_focal_scaled(chosen.lens)
+    scene = load_place(chosen.recipe.place, data_dir).grey()
+    given = view_camera(scene, WIDTH, HEIGHT, chosen.recipe.margin).focal_px
+    scene = scene.with_focal_scaled(chosen.focal * WIDTH / given)
     camera = view_camera(scene, WIDTH, HEIGHT, chosen.recipe.margin)
     path = scaled_path(chosen.recipe, camera, data_dir)
     timing = LONG_EXPOSURE
