@@ -83,7 +83,7 @@ class Config:
     smoother_iterations: int = _p(2, "Gauss-Newton steps of the track spline per frame", low=1, high=20)
     crossblur_patches: int = _p(128, "patches compared per pair of frames", low=8, high=400)
     crossblur_pairs: int = _p(4, "newest pairs of neighbouring frames that are compared", low=1, high=12)
-    crossblur_iterations: int = _p(1, "Gauss-Newton steps of the cross-blur refinement per frame", low=1, high=10)
+    crossblur_iterations: int = _p(2, "Gauss-Newton steps of the cross-blur refinement per frame", low=1, high=10)
     hand_motion_amplitude: float = _p(
         1.3, "prior rate amplitude relative to the measured frame-to-frame rate", low=0.1, high=10.0
     )

@@ -1,8 +1,9 @@
 """The learned path inside a frame: one Gauss–Newton step on the cross-blur equations, weighted by a small network.
 
-What the pictures say about a frame k stands in the normal equations over the spline's knots at the track spline. All
-but the motion inside k − 1, k and k + 1 is marginalised out of them (``reduced``): 45 unknowns z, the cosine
-coefficients of the three paths and their three means, in pixels, relative to the track spline. From what is known
+What the pictures say about a frame k stands in the normal equations over the spline's knots, at the trajectory where
+the step starts: the track spline, moved as the last frame's step moved it. All but the motion inside k − 1, k and k + 1
+is marginalised out of them (``reduce``): 45 unknowns z, the cosine coefficients of the three paths and their three
+means, in pixels, relative to the start. From what is known
 without the pictures' gradients (``geometry``) a network says per axis how much to believe the pictures and the tracks,
 and adds what hands usually do, a mean with its deviation; the weighted equations are solved, and the knots follow.
 With the network's output at zero this is the plain Gauss–Newton step. docs/training.md tells what the weights gain.
@@ -34,7 +35,7 @@ WEIGHTS = 3  # per axis: pictures, spline as the refinement trusts it, spline wi
 FINE_PX = 0.02  # two motions closer than this are the same: keeps short exposures, whose orders coincide, solvable
 SCALE_FLOOR_PX = 0.3
 FEATURE_LIMIT = 10.0  # of features that are counted in the motion's own scale
-SIGNED = (BEFORE + AFTER) + 2 * COEFFICIENTS + UNKNOWNS // 3  # features that change sign with the motion, first
+SIGNED = (BEFORE + AFTER) + 2 * COEFFICIENTS + 2 * UNKNOWNS // 3  # features that change sign with the motion, first
 FEATURES = SIGNED + 3 * COEFFICIENTS + 19  # per axis
 LOG_WEIGHT_RANGE, LOG_SD_RANGE = (-8.0, 4.0), (-5.0, 5.0)
 
@@ -42,7 +43,7 @@ Network = Callable[[Float32Array], tuple[Float32Array, Float32Array, Float32Arra
 
 
 class Photometry(NamedTuple):
-    """The pictures' tempered information H and gradient g over (c, d) at the track spline, and how they agree.
+    """The pictures' tempered information H and gradient g over (c, d) at the start, and how they agree there.
 
     rms, contrast  medians over the patches, grey levels in linear light; ratio of the two; patches compared
     """
@@ -59,6 +60,7 @@ class Photometry(NamedTuple):
 class Window:
     """The newest frames as the track spline sees them.
 
+    state, start        the track spline, and where the step starts: the same grids
     mid_s               (T,) mid-exposures; frame k is the third from the end
     R_optics            (T, 3, 3) sparse orientations, any common reference
     information         over (c, d), all that the track spline knows
@@ -69,6 +71,7 @@ class Window:
     """
 
     state: SplineState
+    start: SplineState
     information: FloatArray
     trusted: FloatArray
     mid_s: FloatArray
@@ -88,25 +91,27 @@ class Window:
 class Reduced:
     """What pictures and tracks say about z (45,), pixels.
 
-    spline, interpolated  (3, ORDERS, 3) coefficients of the three frames; z is relative to the spline's
-    steps                 (6, 3) steps between the mean rotations of k − 4 … k + 2
-    covariance, mean      of z after one plain Gauss–Newton step
-    trusted, known        (45, 45) covariances of z by the tracks alone: as the refinement trusts them, and in full
+    start, interpolated  (3, ORDERS, 3) coefficients of the three frames; z is relative to the start's
+    steps                (6, 3) steps between the mean rotations of k − 4 … k + 2
+    covariance, mean     of z after one plain Gauss–Newton step
+    spline               (45,) z of the track spline
+    trusted, known       (45, 45) covariances of z by the tracks alone: as the refinement trusts them, and in full
     """
 
-    spline: FloatArray
+    start: FloatArray
     interpolated: FloatArray
     steps: FloatArray
     covariance: FloatArray
     mean: FloatArray
+    spline: FloatArray
     trusted: FloatArray
     known: FloatArray
 
     @property
     def scale_px(self) -> FloatArray:
-        """Size of the motion per axis (3,): half the steps to the neighbours and the spline's own paths."""
+        """Size of the motion per axis (3,): half the steps to the neighbours and the paths at the start."""
         steps = np.abs(self.steps[BEFORE - 1 : BEFORE + 1]).mean(axis=0)
-        return SCALE_FLOOR_PX + 0.5 * steps + np.sqrt(np.mean(self.spline**2, axis=(0, 1)))
+        return SCALE_FLOOR_PX + 0.5 * steps + np.sqrt(np.mean(self.start**2, axis=(0, 1)))
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,11 @@ def decode(window: Window, photometry: Photometry, network: Network) -> Decoded:
     # all other knots follow: their expectation given z
     fine = np.eye(UNKNOWNS) * FINE_PX**2
     step = step + spread @ np.linalg.solve(reduced.covariance + fine, mean - reduced.mean)
-    state = _moved(window.state, step)
+    state = _moved(window.start, step)
     middle = slice(db.PER_FRAME, 2 * db.PER_FRAME - 3)
     sure = np.trace(reduced.covariance[middle, middle]) / np.trace(covariance[middle, middle])
     return Decoded(
-        reduced.spline[1] + mean[middle].reshape(db.ORDERS, 3),
+        reduced.start[1] + mean[middle].reshape(db.ORDERS, 3),
         np.sqrt(np.diag(covariance)[middle]).reshape(db.ORDERS, 3),
         state,
         (photometry.H + window.trusted) * sure,
@@ -141,24 +146,25 @@ def decode(window: Window, photometry: Photometry, network: Network) -> Decoded:
 def reduce(window: Window, photometry: Photometry) -> tuple[Reduced, FloatArray, FloatArray]:
     """The plain Gauss–Newton step seen by z, the step itself (n,), and its covariance with z (n, 45)."""
     posterior = cho_factor(photometry.H + window.trusted)
-    step = -cho_solve(posterior, photometry.g)
+    spline = _flat(window.state) - _flat(window.start)
+    step = cho_solve(posterior, window.trusted @ spline - photometry.g)
     M = unknowns_by_knots(window)
     spread = cho_solve(posterior, M.T)
-    return _reduced(window, M, M @ spread, M @ step), step, spread
+    return _reduced(window, M, M @ spread, M @ step, M @ spline), step, spread
 
 
 def unknowns_by_knots(window: Window) -> FloatArray:
     """∂z/∂(c, d) (45, n): frame by frame the coefficients, order by order the axes, then the mean; d has no part."""
     px = db.pixel_units(window.camera)
-    rows = [db.knot_map(window.state, t, window.exposure_s, px) for t in window.mid_s[-FRAMES - 1 : -1]]
+    rows = [db.knot_map(window.start, t, window.exposure_s, px) for t in window.mid_s[-FRAMES - 1 : -1]]
     M = np.concatenate(rows)
     return np.concatenate([M, np.zeros((len(M), len(window.information) - M.shape[1]))], axis=1)
 
 
-def _reduced(window: Window, M: FloatArray, covariance: FloatArray, mean: FloatArray) -> Reduced:
+def _reduced(window: Window, M: FloatArray, covariance: FloatArray, mean: FloatArray, spline: FloatArray) -> Reduced:
     px, offsets_s = db.pixel_units(window.camera), db.sample_offsets_s(window.exposure_s)
     mids_s = window.mid_s[-FRAMES - 1 : -1]
-    spline = [db.coefficients(window.state.rotation(t + offsets_s), px) for t in mids_s]
+    start = [db.coefficients(window.start.rotation(t + offsets_s), px) for t in mids_s]
     seen = window.R_optics[-FRAMES - 2 :]
     interpolated = [
         db.coefficients(so3.interpolate(t + offsets_s, window.mid_s[-FRAMES - 2 :], seen), px) for t in mids_s
@@ -168,7 +174,7 @@ def _reduced(window: Window, M: FloatArray, covariance: FloatArray, mean: FloatA
     means = so3.log(R[BEFORE].T @ R) * px
     known, trusted = (M @ cho_solve(cho_factor(L), M.T) for L in (window.information, window.trusted))
     return Reduced(
-        np.array(spline), np.array(interpolated), np.diff(means, axis=0), covariance, mean, trusted, known
+        np.array(start), np.array(interpolated), np.diff(means, axis=0), covariance, mean, spline, trusted, known
     )
 
 
@@ -195,10 +201,10 @@ def geometry(window: Window, photometry: Photometry, reduced: Reduced) -> FloatA
     ]
     sd = [np.sqrt(np.diag(C)).reshape(FRAMES, -1, 3)[:, : db.ORDERS] for C in
           (reduced.covariance, reduced.trusted, reduced.known)]
-    step = reduced.mean.reshape(FRAMES, -1, 3)
+    step, spline = (z.reshape(FRAMES, -1, 3) for z in (reduced.mean, reduced.spline))
     out = []
     for axis, s in enumerate(scale):
-        signed = [reduced.steps, reduced.interpolated - reduced.spline, reduced.spline, step]
+        signed = [reduced.steps, reduced.interpolated - reduced.start, reduced.start, step, spline]
         own = np.concatenate([part[..., axis].ravel() for part in signed]) / s
         sure = np.concatenate([np.log(part[..., axis].ravel() / s + 1e-3) for part in sd])
         turned = np.roll(log_scale, -axis)
@@ -206,16 +212,25 @@ def geometry(window: Window, photometry: Photometry, reduced: Reduced) -> FloatA
     return np.concatenate(out)
 
 
+def untrained(geometry: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """The network that leaves the plain Gauss–Newton step as it is."""
+    nothing = np.zeros((1, 3 * COEFFICIENTS), np.float32)
+    weights = np.tile(np.float32([0, 0, LOG_WEIGHT_RANGE[0]]), 3)
+    return nothing, np.full_like(nothing, LOG_SD_RANGE[1]), weights[None]
+
+
 class Equations(NamedTuple):
     """Information about z in the motion's own scale, (45, 45) each: of the pictures alone, and of the tracks.
 
-    pull (45,) is the pictures' information times where they alone would put z.
+    pull    (45,) the pictures' information times where they alone would put z
+    spline  (45,) where the tracks put it
     """
 
     pictures: FloatArray
     trusted: FloatArray
     known: FloatArray
     pull: FloatArray
+    spline: FloatArray
 
 
 def equations(reduced: Reduced) -> Equations:
@@ -225,7 +240,8 @@ def equations(reduced: Reduced) -> Equations:
     trusted, known, after = (
         np.linalg.inv(C + fine) * np.outer(scale, scale) for C in (reduced.trusted, reduced.known, reduced.covariance)
     )
-    return Equations(after - trusted, trusted, known, after @ (reduced.mean / scale))
+    mean, spline = reduced.mean / scale, reduced.spline / scale
+    return Equations(after - trusted, trusted, known, after @ mean - trusted @ spline, spline)
 
 
 def solve(
@@ -238,11 +254,11 @@ def solve(
     """
     roots = np.exp(0.5 * np.clip(log_weight.reshape(3, WEIGHTS), *LOG_WEIGHT_RANGE))
     by = [np.tile(root, UNKNOWNS // 3) for root in roots.T]
-    precision = _unknowns(np.exp(-2 * np.clip(log_sd, *LOG_SD_RANGE)))
-    *matrices, pull = equations(reduced)
-    A = np.diag(precision) + sum(L * np.outer(w, w) for L, w in zip(matrices, by))
-    covariance = np.linalg.inv(A)
-    z = covariance @ (by[0] ** 2 * pull + precision * _unknowns(mean))
+    own = _unknowns(np.exp(-2 * np.clip(log_sd, *LOG_SD_RANGE)))
+    *matrices, pull, spline = equations(reduced)
+    pictures, trusted, known = (L * np.outer(w, w) for L, w in zip(matrices, by))
+    covariance = np.linalg.inv(pictures + trusted + known + np.diag(own))
+    z = covariance @ (by[0] ** 2 * pull + (trusted + known) @ spline + own * _unknowns(mean))
     scale = np.tile(reduced.scale_px, UNKNOWNS // 3)
     return z * scale, covariance * np.outer(scale, scale)
 
@@ -251,6 +267,11 @@ def _unknowns(per_axis: FloatArray) -> FloatArray:
     """Coefficients (3 axes · 3 frames · ORDERS) as unknowns (45,), zero for the frames' means."""
     values = per_axis.reshape(3, FRAMES, db.ORDERS).transpose(1, 2, 0)
     return np.concatenate([values, np.zeros((FRAMES, 1, 3))], axis=1).ravel()
+
+
+def _flat(state: SplineState) -> FloatArray:
+    free = [] if state.lever_arm_m is not None else [state.d.ravel()]
+    return np.concatenate([state.c.ravel(), *free])
 
 
 def _moved(state: SplineState, step: FloatArray) -> SplineState:

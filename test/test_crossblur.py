@@ -362,35 +362,32 @@ def test_motion_that_the_prior_finds_far_too_lively_is_refused():
     assert out.gate == "energy"
 
 
-def test_a_good_guess_is_judged_and_started_from():
+def test_a_good_guess_is_gone_on_from_and_a_bad_one_is_not():
+    c = clip()
+    start = solved(through_the_means(c.state, c.tracks))
+    given = (c.sightings, start, CAMERA, EXPOSURE_S, c.blur_px)
+    assert rate_error(refiner(c.frames).refine(*given, guess=c.state).state) < 0.1
+    bad = refiner(c.frames).refine(*given, guess=replace(start.state, c=1.02 * start.state.c[::-1]))
+    np.testing.assert_array_equal(bad.state.c, refiner(c.frames).refine(*given).state.c)
+
+
+def test_any_trajectory_can_be_judged_and_is_the_next_start():
     c = clip()
     start = solved(through_the_means(c.state, c.tracks))
     given = (c.sightings, start, CAMERA, EXPOSURE_S, c.blur_px)
     used = refiner(c.frames)
-    out = used.refine(*given, used.at_spline(*given), c.state)
-    assert out.guess_gate == "accepted"
-    assert out.guess_held_out_log < -0.2
-    assert rate_error(out.state) < 0.1
-    bad = refiner(c.frames).refine(*given, guess=replace(start.state, c=1.02 * start.state.c[::-1]))
-    assert bad.guess_gate == "held_out"
-    np.testing.assert_array_equal(bad.state.c, refiner(c.frames).refine(*given).state.c)
-
-
-def test_at_the_spline_stands_what_the_first_step_solves():
-    c = clip()
-    start = solved(through_the_means(c.state, c.tracks))
-    given = (c.sightings, start, CAMERA, EXPOSURE_S, c.blur_px)
-    once = CrossBlur(100, pairs=3, iterations=1)
-    once.scale = 2
-    for image, mid_s in zip(c.frames, c.tracks.mid_s):
-        once.add_picture(image, float(mid_s))
-    at_spline = once.at_spline(*given)
-    step = np.linalg.solve(at_spline.H + crossblur.trusted_information(start, c.blur_px), -at_spline.g)
-    moved = replace(start.state, c=start.state.c + step.reshape(-1, 3))
-    assert rate_error(moved) < 0.7 * rate_error(start.state)
-    assert at_spline.patches > 50
-    assert 0 < at_spline.ratio < 1
-    assert CrossBlur(100, 3, 1).at_spline(*given) is None
+    cold = used.start(*given)
+    assert not cold.warm
+    assert used.judge(cold, start, c.state, start.information).gate == "accepted"
+    warm = used.start(*given)
+    assert warm.warm
+    settled = c.state.grid.centres_s <= c.tracks.mid_s[-3] + EXPOSURE_S / 2
+    np.testing.assert_allclose(warm.state.c[settled], c.state.c[settled])
+    assert np.abs(warm.state.c[~settled] - start.state.c[~settled]).max() > 1e-4  # and the rest follows
+    rms, contrast, ratio = warm.medians()
+    assert rms < cold.medians()[0]
+    assert 0 < ratio < 2 * rms / contrast
+    assert CrossBlur(100, 3, 1).start(*given) is None
 
 
 def test_held_out_patches_have_no_say():

@@ -12,13 +12,13 @@ that no patch can see), is refused by the gate.
 
 from .pair import PairTerm, Patches
 from .pictures import GAMMA, PATCH, View, view
-from .refine import HELD_OUT, AtSpline, CrossBlur, Refinement, Sightings, Solved, trusted_information
+from .refine import HELD_OUT, CrossBlur, Refinement, Sightings, Solved, Start, trusted_information
 
 __all__ = [
     "GAMMA",
     "HELD_OUT",
     "PATCH",
-    "AtSpline",
+    "Start",
     "CrossBlur",
     "PairTerm",
     "Patches",

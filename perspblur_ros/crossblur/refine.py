@@ -67,8 +67,6 @@ class Refinement:
 
     gate             "accepted", "held_out", "energy", "few_patches"
     held_out_log     mean log ratio of the held-out patches' residuals, after to before
-    guess_gate       likewise of the guess that was given, "" without one
-    guess_held_out_log
     """
 
     state: SplineState
@@ -77,28 +75,41 @@ class Refinement:
     held_out_log: float
     energy_ratio: float
     patches: int
-    guess_gate: str = ""
-    guess_held_out_log: float = 0.0
 
 
 @dataclass(frozen=True)
-class AtSpline:
-    """The newest pictures compared at the track spline: tempered information H and gradient g over (c, d).
+class Look:
+    """One pair of frames, compared at one trajectory."""
 
-    rms, contrast, ratio  medians over the patches: residual and contrast (grey levels of linear light), their ratio
+    pair: PairTerm
+    geometry: Geometry
+    compared: Comparison
+
+
+@dataclass(frozen=True)
+class Start:
+    """The newest pictures compared at the trajectory that a solution starts from.
+
+    state     the solved spline, or (``warm``) moved as the last solution moved it, whichever agrees better
+    before    disagreement of the solved spline, per pair
     """
 
     pairs: list[PairTerm]
-    disagreement: list[FloatArray]
-    H: FloatArray
-    g: FloatArray
-    rms: float
-    contrast: float
-    ratio: float
+    before: list[FloatArray]
+    state: SplineState
+    looks: list[Look]
+    warm: bool
 
-    @property
-    def patches(self) -> int:
-        return sum(len(d) for d in self.disagreement)
+    def normal_equations(self) -> tuple[FloatArray, FloatArray]:
+        """Tempered information and gradient of the pictures over (c, d)."""
+        return normal_equations(self.looks, self.state)
+
+    def medians(self) -> tuple[float, float, float]:
+        """Over the patches: residual and contrast (RMS, grey levels of linear light), and their ratio."""
+        rms, contrast = (
+            np.concatenate([getattr(look.compared, key) for look in self.looks]) for key in ("rms", "contrast")
+        )
+        return float(np.median(rms)), float(np.median(contrast)), float(np.median(rms / (contrast + 0.5)))
 
 
 class CrossBlur:
@@ -124,18 +135,23 @@ class CrossBlur:
             self._views.clear()
         self._views.append(view(image, self.scale, mid_s))
 
-    def at_spline(
+    def start(
         self, sightings: Sightings, solved: Solved, camera: Camera, exposure_s: float, blur_px: float
-    ) -> AtSpline | None:
-        """What a Gauss–Newton step from the solved spline starts from; None where nothing can be compared."""
+    ) -> Start | None:
+        """Where a refinement of the solved spline starts; None where nothing can be compared.
+
+        blur_px  length of the blur path, full-size pixels: decides on sub-samples and on how far tracks are trusted
+        """
         pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
         if not pairs:
             return None
-        looks = _looks(pairs, solved.state)
-        H, g = normal_equations(looks, solved.state)
-        rms, contrast = (np.concatenate([getattr(look.compared, key) for look in looks]) for key in ("rms", "contrast"))
-        medians = (float(np.median(values)) for values in (rms, contrast, rms / (contrast + 0.5)))
-        return AtSpline(pairs, [look.compared.disagreement for look in looks], H, g, *medians)
+        before = _disagreement(pairs, solved.state)
+        carried = self._carried(solved, exposure_s)
+        if carried is not None:
+            looks = _looks(pairs, carried)
+            if _mean_log(_of(looks)) < _mean_log(before):
+                return Start(pairs, before, carried, looks, warm=True)
+        return Start(pairs, before, solved.state, _looks(pairs, solved.state), warm=False)
 
     def refine(
         self,
@@ -144,48 +160,35 @@ class CrossBlur:
         camera: Camera,
         exposure_s: float,
         blur_px: float,
-        at_spline: AtSpline | None = None,
+        start: Start | None = None,
         guess: SplineState | None = None,
     ) -> Refinement | None:
-        """Gauss–Newton from the solved spline, under its own prior; None where nothing can be compared.
+        """Gauss–Newton from the start, under the spline's own prior; None where nothing can be compared.
 
-        blur_px  length of the blur path, full-size pixels: decides on sub-samples and on how far tracks are trusted
-        guess    another trajectory to start from, where it agrees better with the pictures
+        guess  another trajectory to go on from, where it agrees better with the pictures
         """
-        if at_spline is None:
-            pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
-            before = _disagreement(pairs, solved.state)
-        else:
-            pairs, before = at_spline.pairs, at_spline.disagreement
-        if not pairs:
+        start = start or self.start(sightings, solved, camera, exposure_s, blur_px)
+        if start is None:
             return None
         prior = trusted_information(solved, blur_px)
-        state, iterations, looks = solved.state, COLD_ITERATIONS, None
-        least, of_guess = _mean_log(before), None
-        starts = [] if guess is None else [guess]
-        if self._last is not None:
-            starts.append(self._carried(solved.state, *self._last))
-        for start in starts:
-            tried = _looks(pairs, start)
-            disagreement = [look.compared.disagreement for look in tried]
-            of_guess = disagreement if start is guess else of_guess
-            if _mean_log(disagreement) < least:
-                state, iterations, looks, least = start, self._iterations, tried, _mean_log(disagreement)
-        for _ in range(iterations):
-            H, g = normal_equations(looks or _looks(pairs, state), state)
-            looks = None
+        state, looks, iterations = start.state, start.looks, self._iterations if start.warm else COLD_ITERATIONS
+        if guess is not None:
+            tried = _looks(start.pairs, guess)
+            if _mean_log(_of(tried)) < _mean_log(_of(looks)):
+                state, looks, iterations = guess, tried, self._iterations
+        for k in range(iterations):
+            H, g = normal_equations(looks if k == 0 else _looks(start.pairs, state), state)
             H = H + prior
             step = -cho_solve(cho_factor(H), g + prior @ (_flat(state) - _flat(solved.state)))
             state = _moved(state, step)
             if np.abs(step[: 3 * state.grid.count]).max() * camera.focal_px < CONVERGED_PX:
                 break
+        return self.judge(start, solved, state, H)
+
+    def judge(self, start: Start, solved: Solved, state: SplineState, information: FloatArray) -> Refinement:
+        """What the gate thinks of a trajectory; the next start is moved as far as this one was."""
         self._last = solved.state, state
-        gate, held_out_log, energy_ratio, patches = _judged(pairs, before, _disagreement(pairs, state), state, solved)
-        refinement = Refinement(state, H, gate, held_out_log, energy_ratio, patches)
-        if guess is None or of_guess is None:
-            return refinement
-        gate, held_out_log, _, _ = _judged(pairs, before, of_guess, guess, solved)
-        return replace(refinement, guess_gate=gate, guess_held_out_log=held_out_log)
+        return _judged(start.pairs, start.before, state, solved, information)
 
     def disagreement(
         self,
@@ -204,14 +207,26 @@ class CrossBlur:
         pairs = self._pair_terms(sightings, state, weights, camera, exposure_s, blur_px)
         return _mean_log(_disagreement(pairs, state)) if pairs else float("nan")
 
-    @staticmethod
-    def _carried(solved: SplineState, before: SplineState, after: SplineState) -> SplineState:
-        """The solved spline, moved by what the last refinement moved the knots that both know."""
-        c = solved.c + _shared(after.c - before.c, before.grid, solved.grid)
-        if solved.lever_arm_m is not None:
-            return replace(solved, c=c)
-        d = solved.d + _shared(after.d - before.d, before.translation_grid, solved.translation_grid)
-        return replace(solved, c=c, d=d)
+    def _carried(self, solved: Solved, exposure_s: float) -> SplineState | None:
+        """The solved spline, moved as the last solution moved it up to where two frames had settled it.
+
+        All other knots follow as the spline's information makes it likely: what moves a frame moves the next as well.
+        """
+        if self._last is None or len(self._views) < 3:
+            return None
+        before, after = self._last
+        grid = solved.state.grid
+        step = np.zeros(len(solved.information))
+        step[: 3 * grid.count] = _shared(after.c - before.c, before.grid, grid).ravel()
+        first, end = before.grid.first, before.grid.first + before.grid.count
+        index = np.arange(grid.first, grid.first + grid.count)
+        settled_s = self._views[-3].mid_s + exposure_s / 2
+        known = (index >= first) & (index < end) & (grid.centres_s <= settled_s)
+        kept = np.zeros(len(step), bool)
+        kept[: 3 * grid.count] = np.repeat(known, 3)
+        within = solved.information[~kept]
+        step[~kept] = -cho_solve(cho_factor(within[:, ~kept]), within[:, kept] @ step[kept])
+        return _moved(solved.state, step)
 
     def _pair_terms(
         self,
@@ -258,6 +273,10 @@ def _disagreement(pairs: list[PairTerm], state: SplineState) -> list[FloatArray]
     return [pair.disagreement(pair.geometry(state)) for pair in pairs]
 
 
+def _of(looks: list[Look]) -> list[FloatArray]:
+    return [look.compared.disagreement for look in looks]
+
+
 def _mean_log(rms: list[FloatArray]) -> float:
     return float(np.mean(np.log(np.concatenate(rms) + DISAGREEMENT_FLOOR)))
 
@@ -269,17 +288,11 @@ def trusted_information(solved: Solved, blur_px: float) -> FloatArray:
 
 
 def _judged(
-    pairs: list[PairTerm],
-    before: list[FloatArray],
-    after: list[FloatArray],
-    state: SplineState,
-    solved: Solved,
-) -> tuple[str, float, float, int]:
-    """The gate: do the held-out patches agree better, without motion that the prior finds far too lively?
-
-    Returns the decision, the mean log ratio of the held-out residuals, the ratio of the energies, and their number.
-    """
+    pairs: list[PairTerm], before: list[FloatArray], state: SplineState, solved: Solved, information: FloatArray
+) -> Refinement:
+    """The gate: do the held-out patches agree better, without motion that the prior finds far too lively?"""
     held = np.concatenate([pair.patches.held_out for pair in pairs])
+    after = _disagreement(pairs, state)
     ratio = np.log(np.concatenate(after) + DISAGREEMENT_FLOOR) - np.log(np.concatenate(before) + DISAGREEMENT_FLOOR)
     ratio = ratio[held]
     energy, energy_before = (_energy(s, solved.rotation_precision) for s in (state, solved.state))
@@ -293,16 +306,7 @@ def _judged(
         gate = "energy"
     else:
         gate = "accepted"
-    return gate, mean, energy / max(energy_before, 1e-12), len(ratio)
-
-
-@dataclass(frozen=True)
-class Look:
-    """One pair of frames, compared at one trajectory."""
-
-    pair: PairTerm
-    geometry: Geometry
-    compared: Comparison
+    return Refinement(state, information, gate, mean, energy / max(energy_before, 1e-12), len(ratio))
 
 
 def _looks(pairs: list[PairTerm], state: SplineState) -> list[Look]:
