@@ -222,11 +222,19 @@ def accuracy(
     assignments: Assignments = None,
     only: Annotated[str, typer.Option(help="Only clips whose name contains this.")] = "",
     bags: Annotated[Path | None, typer.Option(help="Keep the rendered bags here and use them again.")] = None,
+    depth: Annotated[bool, typer.Option("--depth", help="The table of measured depth, no depth map given.")] = False,
 ) -> None:
     """Render the evaluation clips, replay and compare each: one table with its baselines in the same run."""
     from .evaluation.accuracy import run_split
     from .evaluation.tables import accuracy_table
 
+    if depth:
+        from .evaluation.depth_accuracy import run_depth
+
+        with _progress("Clips") as advance:
+            run_depth(split, data, out, assignments or (), only, advance)
+        _say((out / "depth.md").read_text(encoding="utf-8"))
+        return
     with _progress("Clips") as advance:
         results = run_split(split, data, out, assignments or (), only, bags, advance)
     out_console.print(accuracy_table(results))

@@ -156,7 +156,7 @@ def test_evaluate_reads_what_replay_wrote(bag: Path, tmp_path: Path) -> None:
     assert numbers["sparse"]["abs_rel"] < 1e-6
     assert numbers["sparse"]["frames"] == N
     assert 0.6 < numbers["calibration"]["rate"]["within_1sigma"] < 0.76
-    assert numbers["depth"]["abs_rel"] == 0.0
+    assert numbers["depth"]["abs_rel"] < 0.03  # a plane, seen from where the map's frame was exposed
     assert numbers["gate"] == {"accepted": 9, "held_out": 3}
     assert comparison.metrics["frames"] == N
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from ..config import UNKNOWN, read_parameters
 from ..errors import BagError
 from . import metrics
 from .bags import TRUTH_DEPTH_TOPIC, BagReader, ImuLog
+from .depth import compare_maps
 from .metrics import Estimate, Motion
 from .replay import DEPTH_FOLDER, FRAME_COLUMNS, FRAMES_FILE, PARAMETERS_FILE, TIMING_FILE
 from .writers import DENSE_FILE, SPARSE_FILE, DenseTrajectory, SparseTrajectory, read_dense, read_sparse, write_text
@@ -88,9 +88,8 @@ def evaluate(folder: Path, truth_bag: Path, out: Path | None = None) -> Comparis
     with BagReader(truth_bag) as reader:
         log = reader.truth()
         exposure_s = _exposure_s(reader.parameters, run.parameters)
-        depth = _depth(run, reader)
-    comparison = compare(run, log, exposure_s)
-    comparison.metrics["depth"] = depth
+        comparison = compare(run, log, exposure_s)
+        comparison.metrics["depth"] = _depth(run, reader, comparison.truth, comparison.epoch_ns)
     out = Path(out or folder)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / METRICS_FILE, json.dumps(_plain(comparison.metrics), indent=1, allow_nan=False) + "\n")
@@ -160,32 +159,20 @@ def _method(estimate: Estimate, truth: Motion, offset_s: float) -> dict[str, Any
     return {**metrics.rate_metrics(estimate, truth, offset_s), **dense, "offset_s": offset_s}
 
 
-def _depth(run: Run, reader: BagReader) -> dict[str, Any] | None:
-    """Depth metrics at the true map's frame, or why there are none."""
+def _depth(run: Run, reader: BagReader, truth: Motion, epoch_ns: int) -> dict[str, Any] | None:
+    """Depth metrics over all maps, or why there are none."""
     if TRUTH_DEPTH_TOPIC not in reader.topics("sensor_msgs/msg/Image"):
         return None
     if run.parameters.get("depth_topic") == TRUTH_DEPTH_TOPIC:
         return {"note": "the true depth map was given to the pipeline"}
-    true = next(reader.depth_frames(TRUTH_DEPTH_TOPIC), None)
-    maps = {int(path.stem): path for path in (run.folder / DEPTH_FOLDER).glob("*.npz") if path.stem.isdigit()}
-    if true is None or not maps:
-        return {"note": "the run has no depth map"}
-    nearest = min(maps, key=lambda stamp: abs(stamp - true.stamp_ns))
-    estimated = _depth_map(maps[nearest])
-    height, width = estimated.shape
-    resized = np.asarray(cv2.resize(true.depth_m, (width, height), interpolation=cv2.INTER_NEAREST), float)
-    return {"stamp_ns": nearest, **metrics.depth_metrics(estimated, resized)}
-
-
-def _depth_map(path: Path) -> FloatArray:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            depth = np.asarray(content["depth_m"], float)
-    except Exception as error:  # whatever a damaged archive makes zipfile and numpy raise
-        raise BagError(f"{path} is not a depth map: {type(error).__name__}") from None
-    if depth.ndim != 2 or depth.size == 0:
-        raise BagError(f"{path} holds a depth map of shape {depth.shape}")
-    return depth
+    true, frame = next(reader.depth_frames(TRUTH_DEPTH_TOPIC), None), next(reader.frames(), None)
+    if true is None or frame is None:
+        return {"note": "the bag has no true depth map that can be read"}
+    parameters = {**reader.parameters, **run.parameters}
+    numbers = compare_maps(
+        run.folder / DEPTH_FOLDER, true.depth_m, true.stamp_ns, frame.camera, truth, epoch_ns, parameters
+    )
+    return numbers or {"note": "the run has no depth map"}
 
 
 def _timing(path: Path) -> dict[str, Any]:

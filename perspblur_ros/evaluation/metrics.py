@@ -241,8 +241,14 @@ def calibration(estimate: Estimate, truth: Motion, offset_s: float) -> dict[str,
     }
 
 
-def depth_metrics(estimated_m: FloatArray, true_m: FloatArray) -> dict[str, float]:
-    """AbsRel, δ1, δ2 where both maps are valid; the constant-depth baseline on the same pixels."""
+def depth_metrics(
+    estimated_m: FloatArray, true_m: FloatArray, variance_m2: FloatArray | None = None
+) -> dict[str, float]:
+    """AbsRel, δ1, δ2 where both maps are valid; the constant-depth baseline on the same pixels.
+
+    With the map's variance also the share of the pixels within one and two standard deviations, and the median one
+    relative to the depth.
+    """
     if estimated_m.shape != true_m.shape:
         raise BagError(f"the depth map is {estimated_m.shape}, its truth {true_m.shape}")
     valid = np.isfinite(estimated_m) & np.isfinite(true_m) & (true_m > 0) & (estimated_m > 0)
@@ -256,6 +262,15 @@ def depth_metrics(estimated_m: FloatArray, true_m: FloatArray) -> dict[str, floa
         "valid_share": float(valid.mean()),
         **own,
         **{f"constant_{name}": value for name, value in constant.items()},
+        **(_depth_calibration(est, true, np.sqrt(variance_m2[valid])) if variance_m2 is not None else {}),
+    }
+
+
+def _depth_calibration(est: FloatArray, true: FloatArray, sd: FloatArray) -> dict[str, float]:
+    return {
+        "within_1sigma": float(np.mean(np.abs(est - true) < sd)),
+        "within_2sigma": float(np.mean(np.abs(est - true) < 2 * sd)),
+        "relative_sd": float(np.median(sd / est)),
     }
 
 

@@ -152,4 +152,6 @@ def _depth(depth: dict[str, Any] | None) -> dict[str, str] | None:
     for key, name in names.items():
         if key in depth:
             shown[name] = f"{depth[key]:.3f} (constant depth {depth['constant_' + key]:.3f})"
+    if "within_1sigma" in depth:
+        shown["within 1σ, 2σ"] = f"{100 * depth['within_1sigma']:.0f} %, {100 * depth['within_2sigma']:.0f} %"
     return shown
