@@ -7,6 +7,7 @@ value by value in some of them (60 to 190 ms per image).
 from __future__ import annotations
 
 import array
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,19 @@ def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraI
         r=np.eye(3).ravel(),
         p=np.hstack([c.K, np.zeros((3, 1))]).ravel(),
     )
+
+
+def scaled_camera_info(info: CameraInfo, width: int, height: int, stamp_ns: int, frame_id: str) -> CameraInfo:
+    """The calibration of the same picture in width × height pixels."""
+    camera = to_camera(info)
+    sx, sy = width / camera.width, height / camera.height
+    scaled = replace(
+        camera, width=width, height=height, fx=camera.fx * sx, fy=camera.fy * sy,
+        cx=(camera.cx + 0.5) * sx - 0.5, cy=(camera.cy + 0.5) * sy - 0.5,
+    )
+    message = camera_info_message(scaled, stamp_ns, frame_id)
+    message.r = info.r
+    return message
 
 
 def sparse_message(pose: SparsePose, frame_id: str) -> PoseWithCovarianceStamped:

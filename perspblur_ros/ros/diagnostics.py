@@ -32,6 +32,7 @@ class Snapshot:
     age_s           stamp of a frame to the publication of its result; None where the clocks do not compare
     stage_ms        recent milliseconds per stage
     silence         why there are no images, one sentence; empty when they arrive
+    engine          what runs the network, "none" without one; empty before there is a pipeline
     publishers      of the image topic, where messages do not say whose they are (Jazzy) and all of them are taken
     """
 
@@ -48,6 +49,7 @@ class Snapshot:
     shutter: Shutter | None = None
     topic: str = ""
     publishers: int = 1
+    engine: str = ""
 
 
 def statuses(node_name: str, snapshot: Snapshot) -> list[DiagnosticStatus]:
@@ -89,7 +91,7 @@ def _input(s: Snapshot) -> Made:
 
 
 def _processing(s: Snapshot) -> Made:
-    values: dict[str, Any] = {"queue": s.backlog, "engine": s.config.engine}
+    values: dict[str, Any] = {"queue": s.backlog, "engine": s.config.engine, "provider": s.engine}
     for stage, ms in s.stage_ms.items():
         if len(ms):
             values |= {f"{stage}.p{p}_ms": f"{v:.2f}" for p, v in zip(PERCENTILES, np.percentile(ms, PERCENTILES))}

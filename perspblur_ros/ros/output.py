@@ -16,7 +16,14 @@ from sensor_msgs.msg import CameraInfo, Image, Imu
 from ..config import Config
 from ..types import DenseSamples, DepthMap, FrameResult, Status
 from . import graph
-from .conversions import ImuSerializer, header, image_message, path_message, sparse_message, status_message
+from .conversions import (
+    ImuSerializer,
+    image_message,
+    path_message,
+    scaled_camera_info,
+    sparse_message,
+    status_message,
+)
 from .log import Reporter
 from .pacing import Pacer
 
@@ -139,8 +146,8 @@ class TrajectoryOutput:
         self._depth.publish(image_message(depth.depth_m, "32FC1", depth.stamp_ns, frame_id))
         self._depth_variance.publish(image_message(depth.variance_m2, "32FC1", depth.stamp_ns, frame_id))
         if info is not None:
-            info.header = header(depth.stamp_ns, frame_id)
-            self._depth_info.publish(info)
+            height, width = depth.depth_m.shape
+            self._depth_info.publish(scaled_camera_info(info, width, height, depth.stamp_ns, frame_id))
 
     def _guard(self, send: Callable[[], Any]) -> None:
         try:

@@ -29,6 +29,7 @@ class Pipeline(Protocol):
     counts: Counter[str]
     stage_ms: Any  # recent milliseconds by stage
     shutter: Any
+    engine_name: str
 
     def add_frame(self, stamp_ns: int, image: Any, camera: Any) -> list[FrameResult]: ...
     def add_depth(self, stamp_ns: int, depth_m: Any) -> None: ...
@@ -105,6 +106,10 @@ class Processor:
     @property
     def backlog(self) -> int:
         return self._worker.backlog if self._worker else 0
+
+    @property
+    def engine_name(self) -> str:
+        return self._pipeline.engine_name
 
     @property
     def shutter(self) -> Any:

@@ -69,6 +69,7 @@ class FakePipeline:
     """Judges frames with the real ring buffer and answers each with a rotation that does not move, one frame late."""
 
     samples = 15
+    engine_name = "none"
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sensor_msgs.msg import CameraInfo, Image
 
 from perspblur_ros.pipeline import Pipeline
 from perspblur_ros.ros.conversions import camera_info_message, to_ns
@@ -108,3 +109,28 @@ def test_a_flash_is_survived(real):
     sd = rate_sd(real).reshape(len(real.paths), -1).mean(axis=1)
     assert sd[5:8].max() > 1.5 * np.median(sd[1:4])
     assert np.isfinite(rates(real)).all()
+
+
+def test_depth_is_measured_and_published(rig):
+    """Depth every few frames of the stream, at its own size with the calibration scaled to it; its doubt is stated."""
+    log: dict[str, list] = {"depth/image": [], "depth/variance": [], "depth/camera_info": []}
+    for topic, messages in log.items():
+        kind = CameraInfo if topic.endswith("info") else Image
+        rig.probe.create_subscription(kind, topic, messages.append, 10)
+    rig.start(Pipeline, queue_frames=64, lag_frames=1, depth_every_frames=3, depth_width=64, engine="none",
+              lever_arm=[0.02, -0.1, 0.15], **TIMING)
+    camera = clip().camera
+    rig.infos.publish(camera_info_message(camera, START_NS, FRAME_ID))
+    wait_until(lambda: (camera.width, camera.height) in rig.node._input.calibration._cameras)
+    wait_until(lambda: all(rig.probe.count_publishers(topic) for topic in log))
+    stamps = play(rig, clip().frames)
+    wait_until(lambda: all(len(messages) >= 2 for messages in log.values()), "two depth maps")
+    for image, variance, info in zip(*log.values()):
+        assert to_ns(image.header.stamp) in stamps
+        assert image.header == variance.header == info.header
+        assert (image.encoding, image.width, image.height) == ("32FC1", 64, 48)
+        assert (info.width, info.height, info.k[0]) == (64, 48, pytest.approx(camera.fx * 64 / 160))
+        depth, doubt = (np.frombuffer(message.data, np.float32) for message in (image, variance))
+        assert np.all(depth > 0)
+        assert np.all(np.sqrt(doubt) > 0.01 * depth)
+    assert rig.node.snapshot().engine == "none"
