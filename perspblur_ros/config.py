@@ -76,7 +76,7 @@ class Config:
     )
     lag_frames: int = _p(2, "a frame is published when this many later frames have arrived", low=0, high=8)
     densifier: str = _p(
-        "auto", "auto lets the gate decide", choices=("auto", "interpolation", "spline", "crossblur")
+        "auto", "auto lets the gate decide", choices=("auto", "interpolation", "spline", "decoder", "crossblur")
     )
     smoother_frames: int = _p(12, "frames solved together by the track spline", low=3, high=40)
     knot_spacing_s: float = _p(0.015, "spacing of the rotation knots", unit="s", low=0.002, high=0.1)

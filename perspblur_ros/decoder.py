@@ -215,7 +215,7 @@ def geometry(window: Window, photometry: Photometry, reduced: Reduced) -> FloatA
 def untrained(geometry: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
     """The network that leaves the plain Gauss–Newton step as it is."""
     nothing = np.zeros((1, 3 * COEFFICIENTS), np.float32)
-    weights = np.tile(np.float32([0, 0, LOG_WEIGHT_RANGE[0]]), 3)
+    weights = np.tile(np.array([0, 0, LOG_WEIGHT_RANGE[0]], np.float32), 3)
     return nothing, np.full_like(nothing, LOG_SD_RANGE[1]), weights[None]
 
 

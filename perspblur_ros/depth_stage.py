@@ -48,7 +48,7 @@ class Posed(Protocol):
 class DepthStage:
     """Frames and solved windows in, a depth map now and then.
 
-    engine_name  what runs the network, for people; "none" without one
+    engine, engine_name  what runs the network; None and "none" without one
     due          whether ``depth_map`` has something new to say
     """
 
@@ -62,6 +62,7 @@ class DepthStage:
         if selection.warning:
             _log.warning(selection.warning)
             counts["fallback.engine"] += selection.engine is None
+        self.engine = selection.engine
         self._network = Incremental(selection.engine) if selection.engine else None
         self.engine_name = selection.engine.name if selection.engine else "none"
         clip_frames = selection.engine.manifest.sizes["clip_frames"] if selection.engine else 0

@@ -1,6 +1,6 @@
 """Camera frames in, sparse and dense rotation out.
 
-    frame → ring buffer → tracker → optics (sparse) → track spline → cross-blur → densifier
+    frame → ring buffer → tracker → optics (sparse) → track spline → (decoder →) cross-blur → densifier
                                                           └→ depth, with the network's where one runs
 
 ``Pipeline.add_frame`` is the whole method; everything it calls is a component that knows nothing of the others.
@@ -21,6 +21,7 @@ from . import crossblur, densifier, optics, so3
 from .calibration import SolvedWindow, TimingEstimator
 from .camera import Camera, Shutter
 from .config import Config
+from .decoder_stage import DecoderStage
 from .depth_prior import DepthPrior
 from .depth_stage import DepthStage
 from .motion_prior import knot_precision
@@ -35,6 +36,7 @@ FloatArray = NDArray[np.float64]
 MIN_SPLINE_FRAMES = 4
 MIN_TRACKS = 12
 MAX_TRACK_NOISE_PX = 6.0  # beyond it the tracks do not tell of one rigid scene
+PICTURE_DENSIFIERS = ("auto", "decoder", "crossblur")
 MIN_SIGHTINGS = 3  # of a track, before it says anything about the spline
 ASSUMED_PERIOD_NS = 33_333_333
 STAGE_MEMORY = 512
@@ -44,7 +46,7 @@ RETRACK_BLUR_PX = 3.0
 BLUR_PATH_POINTS = 21
 UNTRUSTED_BLUR_PX = 50.0  # tracks are biased by so long a blur: unrefined, the spline is no better than interpolation
 BLIND_VARIANCE_RAD2 = 1.0
-VARIANCE_SCALE = {"spline": 1.0, "crossblur": 1.0}  # calibrated on the development clips
+LEVER_ARM_VARIANCE_SCALE = 0.6  # calibrated on the development clips, as is 1 where the lever arm is unknown
 
 
 @dataclass
@@ -56,11 +58,14 @@ class _Posed:
     sparse: SparsePose
     R_start_from_cam: FloatArray
     tracks: int = 0
+    coherent: bool = True  # False where the tracks up to here do not tell of one rigid scene
 
 
 @dataclass(frozen=True)
 class _Solved:
-    """What the newest window says: the track spline and, where pictures could be compared, its refinement.
+    """What the newest window says: the track spline and, where pictures could be compared, what they made of it.
+
+    decoded, refinement  the learned step, and the refinement that went on from it, as the gate judged them
 
     raw  (N, T, 2) the window's sightings in raw pixels
     """
@@ -68,6 +73,7 @@ class _Solved:
     window: TrackWindow
     raw: FloatArray
     stream: StreamSolution
+    decoded: crossblur.Refinement | None
     refinement: crossblur.Refinement | None
 
 
@@ -78,6 +84,7 @@ class Pipeline:
     stage_ms  recent wall milliseconds per stage
     shutter   the timing in force, assumed where the configuration leaves it open
     engine_name  what runs the network, "none" without one
+    decoder   the learned step; training puts its own here
     """
 
     def __init__(self, config: Config) -> None:
@@ -103,6 +110,8 @@ class Pipeline:
         self._depth = DepthPrior(scale_is_observable=lever_arm_m is not None)
         self._depth_stage = DepthStage(config, self.counts)
         self.engine_name = self._depth_stage.engine_name
+        self.decoder = DecoderStage(self._depth_stage.engine, config.lag_frames, self.counts)
+        self._variance_scale = LEVER_ARM_VARIANCE_SCALE if config.lever_arm else 1.0
         self._timing = TimingEstimator(config.exposure_ns, config.readout_ns, config.samples_per_frame)
         self._period_ns = ASSUMED_PERIOD_NS
         self.shutter = self._resolved_shutter()
@@ -134,7 +143,7 @@ class Pipeline:
             self._posed.append(self._pose(frame, blind))
         with self._timed("network"):
             self._depth_stage.add_frame(self._posed[-1], self.shutter, self._period_ns)
-        if self.config.densifier in ("auto", "crossblur"):
+        if self.config.densifier in PICTURE_DENSIFIERS:
             with self._timed("crossblur"):
                 self._crossblur.add_picture(frame.image, (frame.mid_ns - self._origin_ns) * 1e-9)
         if len(self._posed) < MIN_SPLINE_FRAMES:
@@ -145,11 +154,11 @@ class Pipeline:
             window, raw = self._track_window()
             stream = self._solve(window)
         with self._timed("crossblur"):
-            refinement = self._refine(window, raw, stream) if stream else None
-        self._solved = _Solved(window, raw, stream, refinement) if stream else None
+            decoded, refinement = self._refine(window, raw, stream) if stream else (None, None)
+        self._solved = _Solved(window, raw, stream, decoded, refinement) if stream else None
         if stream:
             with self._timed("retrack"):
-                self._retrack(stream, refinement)
+                self._retrack(stream, refinement or decoded)
             with self._timed("timing"):
                 self._observe_timing(window, raw, stream)
         with self._timed("densifier"):
@@ -165,10 +174,10 @@ class Pipeline:
     def flush(self) -> list[FrameResult]:
         """The frames still waiting for later ones; no frame will come to settle them, so they are refined here."""
         solved = self._solved
-        if solved is not None and solved.refinement is not None and self._emitted < len(self._posed):
+        if solved is not None and (solved.decoded or solved.refinement) and self._emitted < len(self._posed):
             for _ in range(FINAL_REFINEMENTS):
-                refinement = self._refine(solved.window, solved.raw, solved.stream)
-            self._solved = replace(solved, refinement=refinement)
+                decoded, refinement = self._refine(solved.window, solved.raw, solved.stream)
+            self._solved = replace(solved, decoded=decoded, refinement=refinement)
         return self._emit(len(self._posed))
 
     def reset(self) -> None:
@@ -235,6 +244,7 @@ class Pipeline:
         finite = stream is not None and bool(np.all(np.isfinite(stream.solution.state.c)))
         if stream is None or not finite or stream.solution.sigma_px > MAX_TRACK_NOISE_PX:
             self.counts["fallback.incoherent_tracks" if finite else "fallback.not_solved"] += 1
+            posed[-1].coherent = not finite
             self._spline.reset()
             return None
         state = stream.solution.state
@@ -246,28 +256,50 @@ class Pipeline:
 
     def _refine(
         self, window: TrackWindow, raw: FloatArray, stream: StreamSolution
-    ) -> crossblur.Refinement | None:
-        """Cross-blur with the newest pictures; None (counted) where it is off or has nothing to compare."""
-        if self.config.densifier not in ("auto", "crossblur"):
-            return None
-        solution, newest = stream.solution, self._posed[-1]
+    ) -> tuple[crossblur.Refinement | None, crossblur.Refinement | None]:
+        """The learned step and cross-blur from there, judged; None (counted) where off or nothing can be compared."""
+        if self.config.densifier not in PICTURE_DENSIFIERS:
+            return None, None
+        solution, camera = stream.solution, self._posed[-1].frame.camera
         blur_px = self._blur_px(solution.state, float(window.mid_s[-1]))
         self._set_working_scale(blur_px)
         grid = solution.state.grid
+        solved = crossblur.Solved(
+            solution.state, solution.information, solution.tracks, solution.weights,
+            knot_precision(grid.count, grid.spacing_s) / solution.amplitude**2,
+        )
+        sightings = crossblur.Sightings(window.ids, raw, window.ideal, window.row_s)
+        given = (sightings, solved, camera, self._exposure_s, blur_px)
+        decoded, refinement, start = None, None, None
         try:
-            refinement = self._crossblur.refine(
-                crossblur.Sightings(window.ids, raw, window.ideal, window.row_s),
-                crossblur.Solved(
-                    solution.state, solution.information, solution.tracks, solution.weights,
-                    knot_precision(grid.count, grid.spacing_s) / solution.amplitude**2,
-                ),
-                newest.frame.camera, self._exposure_s, blur_px,
-            )
+            start = self._crossblur.start(*given)
+            if start is not None:
+                decoded = self._decode(window, stream, solved, start, blur_px)
+            if start is not None and (decoded is None or self.config.densifier != "decoder"):
+                refinement = self._crossblur.refine(*given, start, decoded.state if decoded else None)
         except np.linalg.LinAlgError:
-            refinement = None
-        if refinement is None:
+            pass
+        if decoded is None and refinement is None:
             self.counts["fallback.no_patches"] += 1
-        return refinement
+        return decoded, refinement
+
+    def _decode(
+        self,
+        window: TrackWindow,
+        stream: StreamSolution,
+        solved: crossblur.Solved,
+        start: crossblur.Start,
+        blur_px: float,
+    ) -> crossblur.Refinement | None:
+        if self.config.densifier == "crossblur":
+            return None
+        posed = self._posed[-len(window.mid_s) :]
+        decoded = self.decoder.step(
+            window, stream.solution, solved, start, posed, self.shutter, self._period_ns * 1e-9, blur_px
+        )
+        if decoded is None:
+            return None
+        return self._crossblur.judge(start, solved, decoded.state, decoded.information)
 
     def _retrack(self, stream: StreamSolution, refinement: crossblur.Refinement | None) -> None:
         """Once the paths are known, follow the newest step again on cross-blurred pictures: the next windows profit."""
@@ -323,16 +355,16 @@ class Pipeline:
         R_optics = np.array([p.sparse.R_start_from_cam for p in self._posed[near]])
         R_optics = self._R_out @ R_optics[0].T @ R_optics
         R_out = {"interpolation": R_optics[k - near.start]}
-        seeing = all(p.sparse.status is Status.OK for p in self._posed[near])
+        seeing = all(p.sparse.status is Status.OK and p.coherent for p in self._posed[near])
         candidates = {"interpolation": densifier.interpolate(posed.frame.index, stamps, mid_ns[near], R_optics, seeing)}
         gate, blur_px = "no_spline", 0.0
         if self._solved is not None:
-            solved, refinement = self._solved.stream.solution, self._solved.refinement
+            solved = self._solved.stream.solution
             states = {"spline": (solved.state, solved.information)}
             gate = "off"
-            if refinement is not None:
-                states["crossblur"] = refinement.state, refinement.information
-                gate = refinement.gate
+            for source, judged in self._judged():
+                states[source] = judged.state, judged.information
+                gate = judged.gate
             near_s = 1e-9 * (mid_ns[near] - self._origin_ns).astype(float)
             sample_s = 1e-9 * (stamps - self._origin_ns).astype(float)
             blur_px = self._blur_px(solved.state, float((mid_ns[k] - self._origin_ns) * 1e-9))
@@ -342,9 +374,9 @@ class Pipeline:
                 R_out[source] = R_start_from_ref @ self._mean_rotation(state, k)
                 candidates[source] = densifier.from_spline(
                     posed.frame.index, stamps, sample_s, near_s, state, information, R_start_from_ref,
-                    VARIANCE_SCALE[source], source, posed.tracks >= MIN_TRACKS,
+                    self._variance_scale, source, posed.tracks >= MIN_TRACKS,
                 )
-        chosen = self._chosen(candidates, gate, blur_px)
+        chosen = self._chosen(candidates, blur_px)
         self._R_out = R_out[chosen]
         self.counts[f"gate.{gate}"] += 1
         self.counts[f"source.{chosen}"] += 1
@@ -357,11 +389,19 @@ class Pipeline:
         mid_s = (self._posed[k].frame.mid_ns - self._origin_ns) * 1e-9
         return so3.exp(state.grid.mean_rows(mid_s, self._exposure_s) @ state.c)
 
-    def _chosen(self, candidates: dict[str, DenseSamples], gate: str, blur_px: float) -> str:
+    def _judged(self) -> list[tuple[str, crossblur.Refinement]]:
+        """What the pictures made of the newest window, the best last."""
+        if self._solved is None:
+            return []
+        found = (("decoder", self._solved.decoded), ("crossblur", self._solved.refinement))
+        return [(source, judged) for source, judged in found if judged is not None]
+
+    def _chosen(self, candidates: dict[str, DenseSamples], blur_px: float) -> str:
         """Whose samples are published: the configured densifier where it exists, else what the gate lets pass."""
         wanted = self.config.densifier
         if wanted == "auto":
-            wanted = "crossblur" if gate == "accepted" else "spline"
+            passed = [source for source, judged in self._judged() if judged.gate == "accepted"]
+            wanted = passed[-1] if passed else "spline"
             if wanted == "spline" and blur_px > UNTRUSTED_BLUR_PX:
                 wanted = "interpolation"
         for source in (wanted, "spline", "interpolation"):

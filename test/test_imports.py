@@ -16,7 +16,7 @@ VOCABULARY, MATHEMATICS, COMPONENT, COMPOSITION, OFFLINE, ROS, CLI = range(7)
 LAYERS = {
     **dict.fromkeys(("__init__", "camera", "config", "errors", "share", "types"), VOCABULARY),
     **dict.fromkeys(("bspline", "detail_basis", "displacement", "motion_prior", "so3", "spline_state"), MATHEMATICS),
-    **dict.fromkeys(("calibration", "depth_stage", "pipeline"), COMPOSITION),
+    **dict.fromkeys(("calibration", "decoder_stage", "depth_stage", "pipeline"), COMPOSITION),
     **dict.fromkeys(("bench", "evaluation", "export", "model", "sim", "training"), OFFLINE),
     "ros": ROS,
     **dict.fromkeys(("__main__", "cli"), CLI),

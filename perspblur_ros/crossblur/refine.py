@@ -211,10 +211,13 @@ class CrossBlur:
         """The solved spline, moved as the last solution moved it up to where two frames had settled it.
 
         All other knots follow as the spline's information makes it likely: what moves a frame moves the next as well.
+        The same spline again goes on from its last solution.
         """
         if self._last is None or len(self._views) < 3:
             return None
         before, after = self._last
+        if before is solved.state:
+            return after
         grid = solved.state.grid
         step = np.zeros(len(solved.information))
         step[: 3 * grid.count] = _shared(after.c - before.c, before.grid, grid).ravel()
