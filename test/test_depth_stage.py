@@ -88,7 +88,7 @@ def test_what_cannot_be_measured_is_not_claimed(told):
     relative_sd = np.sqrt(depth.variance_m2) / depth.depth_m
     assert np.median(relative_sd) > 0.6
     off = np.abs(np.log(depth.depth_m / truth(c, depth))) / relative_sd
-    assert np.nanmean(off < 2) > 0.9
+    assert np.mean(off[np.isfinite(off)] < 2) > 0.9
 
 
 def test_without_motion_nothing_is_measured():
