@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -255,7 +256,8 @@ def test_the_jacobian_is_the_difference_of_the_residual(lever_arm_m):
     term = pair(clip(), 2, 9, smooth_pictures(), state)
     g = term.geometry(state)
     free = lever_arm_m is None
-    J = term.jacobian(g, term.compare(g)).astype(float)
+    every = np.arange(len(term.patches.tracks))
+    J = np.moveaxis(term.jacobian(g, term.compare(g), every), 0, -1).astype(float)
     n_rot = 3 * (term.knots.stop - term.knots.start)
     assert J.shape[2] == n_rot + (3 * state.translation_grid.count if free else 0)
     rotation = numeric_jacobian(term, state, "c", 3 * term.knots.start + np.arange(n_rot), 2e-3)
@@ -325,7 +327,7 @@ def test_the_newest_frame_is_compared_with_an_older_one_too():
     pairs = refiner(c.frames)._pair_terms(c.sightings, c.state, np.ones(N_POINTS), CAMERA, EXPOSURE_S, c.blur_px)
     frames = [(float(pair.a.mid_s), float(pair.b.mid_s)) for pair in pairs]
     mid_s = [float(t) for t in c.tracks.mid_s]
-    assert frames == [*zip(mid_s[:-1], mid_s[1:]), (mid_s[0], mid_s[3])]
+    assert frames == [*pairwise(mid_s), (mid_s[0], mid_s[3])]
 
 
 def test_pictures_that_have_nothing_in_common_are_refused():

@@ -204,44 +204,51 @@ class PairTerm:
         out: NDArray[Any] = cv2.remap(picture, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return out.reshape(P, S, -1)
 
-    def jacobian(self, g: Geometry, compared: Comparison) -> Float32Array:
-        """∂residual (P, n, 3·knots + 3·translation knots) by the spline's knots."""
-        of_a, of_b = self._contracted(compared, g.G_a, g.G_b, self._turning)
-        if self._moving is not None and g.T_a is not None and g.T_b is not None:
-            by_translation = self._contracted(compared, g.T_a, g.T_b, self._moving)
-            of_a, of_b = (np.concatenate(both, axis=2) for both in zip((of_a, of_b), by_translation))
-        J = of_a - of_b
-        J -= J.mean(axis=1, keepdims=True)  # as from the patches
-        # bringing both to one contrast: r = a √(n_b/n_a) − b √(n_a/n_b), n = √(mean i² + 1)
-        brighter = compared.b[:, None] @ of_b - compared.a[:, None] @ of_a
-        per_power = 0.5 / (len(self._q) * compared.power)
-        J += (compared.a + compared.b)[:, :, None] * (brighter * per_power[:, None, None])
-        return J
+    def jacobian(self, g: Geometry, compared: Comparison, patches: NDArray[np.int64]) -> Float32Array:
+        """∂residual of some patches by the spline's knots, (3·knots + 3·translation knots, patches, n).
 
-    def _contracted(
-        self, compared: Comparison, G_a: FloatArray, G_b: FloatArray, basis: _Basis
-    ) -> tuple[Float32Array, Float32Array]:
-        """What moves each blurred patch, its own gain in, (P, n, knots · 3) twice.
-
-        Of a's: −mean_s ∇I_a G_b (b_b(s) − b̄_b); of b's: mean ∇I_b G_b b̄_b − mean_s ∇I_b G_a b_a(s).
+        With E_a = −∇I_a G_b and E_b = −∇I_b G_a along each other's paths, ∂a = mean_s b_b(s) E_a(s) and
+        ∂b = mean_s b_a(s) E_b(s) + (b̄_b − b̄_a) mean_s ∇I_b G_b; mean and contrast are taken off E, which is smaller.
         """
-        P, K, S = basis.about_a.shape
-        gain = compared.gain[:, None, None] * np.float32(self.a.scale)
-        gain_a, gain_b = gain, np.float32(self.a.scale) ** 2 / gain
-        # sum over s first, per pixel and channel; the sensitivity of both gradients afterwards
-        along_b = (basis.about_b @ compared.sampled_a).reshape(P, -1, 3)
-        along_a = (basis.about_a @ compared.sampled_b).reshape(P, -1, 3)
-        shift = (basis.shift[:, :, None] * compared.mean_b[:, None]).reshape(P, -1, 3)
-        of_a = along_b @ _by_channel(-G_b / S, gain_a)
-        of_b = shift @ _by_channel(G_b, gain_b) - along_a @ _by_channel(G_a / S, gain_b)
-        n = len(self._q)
-        of_a, of_b = (np.swapaxes(J.reshape(P, K, n, 3), 1, 2).reshape(P, n, 3 * K) for J in (of_a, of_b))
-        return of_a, of_b
+        J = self._by_knots(g.G_a, g.G_b, self._turning, compared, patches)
+        if self._moving is None or g.T_a is None or g.T_b is None:
+            return J
+        return np.concatenate([J, self._by_knots(g.T_a, g.T_b, self._moving, compared, patches)])
+
+    def _by_knots(
+        self, G_a: FloatArray, G_b: FloatArray, basis: _Basis, compared: Comparison, patches: NDArray[np.int64]
+    ) -> Float32Array:
+        P, S, n = len(patches), compared.sampled_a.shape[1], len(self._q)
+        gain = (compared.gain[patches] * np.float32(self.a.scale))[:, None, None]
+        other_gain = np.float32(self.a.scale) ** 2 / gain
+        E_a = compared.sampled_a[patches].reshape(P, S * n, 3) @ _by_channel(G_b[patches] / -S, gain)
+        E_b = compared.sampled_b[patches].reshape(P, S * n, 3) @ _by_channel(G_a[patches] / S, other_gain)
+        shifted = compared.mean_b[patches].reshape(P, n, 3) @ _by_channel(-G_b[patches], other_gain)
+        a, b = compared.a[patches], compared.b[patches]
+        # bringing both to one contrast: r = a √(n_b/n_a) − b √(n_a/n_b), n = √(mean i² + 1)
+        common = (a + b) * (0.5 / (n * compared.power[patches]))[:, None]
+        moved = np.concatenate(
+            [
+                _normalised_change(E_a.reshape(P, S, n, 3), a, common),
+                _normalised_change(np.concatenate([E_b, shifted], axis=1).reshape(P, S + 1, n, 3), b, common),
+            ],
+            axis=1,
+        )
+        rows = np.concatenate([basis.about_b[patches], basis.about_a[patches], basis.shift[patches, :, None]], axis=2)
+        J = rows @ moved.reshape(P, 2 * S + 1, n * 3)
+        return J.reshape(P, -1, n, 3).transpose(1, 3, 0, 2).reshape(-1, P, n)
 
 
 def _by_channel(G: FloatArray, gain: Float32Array) -> Float32Array:
     """(P, 2, 3) per gradient → (P, 3, 3) per channel, the light itself moving nothing."""
     return np.pad(G, ((0, 0), (1, 0), (0, 0))).astype(np.float32) * gain
+
+
+def _normalised_change(E: Float32Array, i: Float32Array, common: Float32Array) -> Float32Array:
+    """Changes E (P, S, n, 3) of the patch ``i`` (P, n) as they remain once mean and contrast are taken off."""
+    E = E - E.mean(axis=2, keepdims=True)
+    brighter = i[:, None, None] @ E
+    return E - common[:, None, :, None] * brighter
 
 
 def _normalised(i_a: Float32Array, i_b: Float32Array) -> tuple[Float32Array, ...]:

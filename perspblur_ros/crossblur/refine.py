@@ -25,6 +25,7 @@ KERNEL_SCALE2 = 4.0
 MIN_CONTRAST = 1.5
 MIN_TRACK_WEIGHT = 0.25
 MIN_PATCHES = 8
+AT_A_TIME = 32  # patches that are linearised together: what fits into the processor's cache
 COLD_ITERATIONS = 8
 MIN_HELD_OUT = 6
 LIVELY_ENERGY = 2.0  # prior energy per degree of freedom that real hand motion easily has
@@ -326,12 +327,13 @@ def normal_equations(looks: list[Look], state: SplineState) -> tuple[FloatArray,
     for pair, g, c in ((look.pair, look.geometry, look.compared) for look in looks):
         sigma2 = floor**2 + (CONTRAST_SHARE * c.contrast) ** 2
         weight = 1 / (1 + c.rms**2 / sigma2 / KERNEL_SCALE2) / sigma2 / TEMPER
-        root = np.where(pair.patches.held_out, 0.0, np.sqrt(weight)).astype(np.float32)
-        J = (pair.jacobian(g, c) * root[:, None, None]).reshape(c.residual.size, -1)
-        r = (c.residual * root[:, None]).ravel()
+        root, residual = np.sqrt(weight).astype(np.float32), c.residual
         columns = np.concatenate([np.arange(3 * pair.knots.start, 3 * pair.knots.stop), np.arange(n_rot, n)])
-        H[np.ix_(columns, columns)] += J.T @ J
-        gradient[columns] += J.T @ r
+        used = np.flatnonzero(~pair.patches.held_out)
+        for some in np.split(used, range(AT_A_TIME, len(used), AT_A_TIME)):
+            J = (pair.jacobian(g, c, some) * root[some, None]).reshape(len(columns), -1)
+            H[np.ix_(columns, columns)] += J @ J.T
+            gradient[columns] += J @ (residual[some] * root[some, None]).ravel()
     return H, gradient
 
 
