@@ -208,7 +208,7 @@ def test_measured_depths_are_those_of_the_dense_system(one_step):
     H, gradient = free.system()
     n_c = twin.sizes[0]
     gradient[:n_c] -= twin.precision()[:n_c, :n_c] @ twin.x0[:n_c]
-    solution = replace(one_step[1], state=twin.guess, sigma_px=free.sigma_px)
+    solution = replace(one_step[1], state=twin.guess, sigma_px=free.sigma_px, weights=np.ones(len(twin.guess.rho)))
     measured = measured_depths(twin.window, CAMERA, twin.exposure_s, solution, SPEED_M_S)
     at, covariance = sum(twin.sizes[:3]), np.linalg.inv(H)
     sd = np.sqrt(covariance.diagonal()[at:])

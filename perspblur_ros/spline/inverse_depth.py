@@ -46,7 +46,8 @@ def measured_depths(
 
     With the landmark blocks H_l, their coupling W to the trajectory and the reduced system S, the marginal covariance
     is H_l⁻¹ + H_l⁻¹ W S⁻¹ (H_l⁻¹ W)ᵀ, tempered like all that comes from tracks (Triggs et al. 2000, Bundle Adjustment:
-    A Modern Synthesis, sections 6.1 and 8). Raises LinAlgError where the system is singular.
+    A Modern Synthesis, sections 6.1 and 8). A track that fits badly (robust weight w below 1) has errors beyond noise:
+    its own variance is divided by w², found on the development clips. Raises LinAlgError for a singular system.
     """
     state, prior_sd = solution.state, window.rho_sd
     if state.lever_arm_m is not None:
@@ -58,7 +59,7 @@ def measured_depths(
     row = normal.H_landmark_inv[best, 2]
     coupling = np.einsum("nb,nbm->nm", row, normal.cross[best, :, :-1])
     solved = np.linalg.solve(normal.S, np.column_stack([coupling.T, normal.b]))
-    covariance = np.diag(row[:, 2]) + coupling @ solved[:, :-1]
+    covariance = np.diag(row[:, 2] / solution.weights[best] ** 2) + coupling @ solved[:, :-1]
     variance = covariance.diagonal()
     rho = state.rho[best] - np.einsum("nb,nb->n", row, normal.g_landmark[best]) + coupling @ solved[:, -1]
     share = variance / (variance + prior_sd[best] ** 2)
