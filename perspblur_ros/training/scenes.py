@@ -35,9 +35,16 @@ PHOTOGRAPHS = {
     ),
     "validation": ("elem_Snow-Capped_Mountain.jpg",),
 }
-SCIKIT_IMAGE = {  # ships in scikit-image; public domain or CC0 by the docstrings of skimage.data
-    "train": ("astronaut", "brick", "chelsea", "coffee", "gravel", "rocket"),
-    "validation": ("camera", "grass"),
+SCIKIT_IMAGE = {  # ships in scikit-image; licences as its docstrings state them
+    "train": {
+        "astronaut": "public domain (NASA)",
+        "brick": "CC0 (CC0Textures)",
+        "chelsea": "CC0 (Stefan van der Walt)",
+        "coffee": "CC0 (Rachel Michetti)",
+        "gravel": "CC0 (CC0Textures)",
+        "rocket": "public domain (SpaceX)",
+    },
+    "validation": {"camera": "CC0 (Lav Varshney)", "grass": "CC0"},
 }
 RECORDINGS = {
     "train": (
@@ -90,8 +97,8 @@ def load_material(data_dir: Path | None, split: str) -> Material:
 def sources(data_dir: Path | None) -> list[dict[str, str]]:
     """Name, source and licence of everything in the training split, for the manifest of what was trained on it."""
     found = [
-        {"name": f"skimage.data.{name}", "source": "scikit-image", "licence": "public domain or CC0"}
-        for name in SCIKIT_IMAGE["train"]
+        {"name": f"skimage.data.{name}", "source": "scikit-image", "licence": licence}
+        for name, licence in SCIKIT_IMAGE["train"].items()
     ]
     if data_dir is None:
         return found
