@@ -37,10 +37,17 @@ class DepthPrior:
         self._spread = ASSUMED_RHO_SD
         self._depth_m: NDArray[np.float32] | None = None
         self._R_start_from_map = np.eye(3)
+        self._relative_sd = MAP_RELATIVE_SD
 
-    def set_map(self, depth_m: NDArray[np.float32], R_start_from_map: FloatArray) -> None:
+    def set_map(
+        self, depth_m: NDArray[np.float32], R_start_from_map: FloatArray, relative_sd: float = MAP_RELATIVE_SD
+    ) -> None:
         """depth_m H × W metres along the optical axis, NaN or ≤ 0 invalid, registered to the camera's picture."""
-        self._depth_m, self._R_start_from_map = depth_m, R_start_from_map
+        self._depth_m, self._R_start_from_map, self._relative_sd = depth_m, R_start_from_map, relative_sd
+
+    def forget_map(self) -> None:
+        """Back to the assumption."""
+        self._depth_m = None
 
     def learn_level(self, rho: FloatArray) -> None:
         """Where the scale is observable, the spread of a scene's inverse depths follows their level."""
@@ -66,7 +73,7 @@ class DepthPrior:
         in_ref = (in_map / in_map[:, 2:] * z[:, None]) @ (R_start_from_ref.T @ self._R_start_from_map).T
         known = np.isfinite(z) & (in_ref[:, 2] > 0)
         rho[known] = 1 / in_ref[known, 2]
-        sd[known] = MAP_RELATIVE_SD * rho[known] + MAP_FLOOR_SD
+        sd[known] = self._relative_sd * rho[known] + MAP_FLOOR_SD
         shared_sd[known] = 0.0
         return RhoPrior(rho, sd, shared_sd)
 

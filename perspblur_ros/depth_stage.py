@@ -34,6 +34,7 @@ SCALE_SD_UNKNOWN = 1.0  # of the log depth, where no lever arm tells how large t
 MIN_LEVER_ARM_M = 1e-3  # a shorter one carries no depth
 OUTSIDE = 0.1  # of the picture's size: points so far outside still count
 DEPTH_RANGE_M = (0.02, 1000.0)
+TRUSTED_SD = 0.3  # relative; cells that are less certain are not fed back
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +125,16 @@ class DepthStage:
                 return None
             own = np.stack([fused.log_depth, np.exp(fused.log_variance)])
         return self._published(posed, own)
+
+    def trusted(self, depth: DepthMap) -> Float32Array | None:
+        """What the tracks may be told of their own depths, NaN where too uncertain; None where the scale is unknown.
+
+        Only measured depth: whether a network's helps the rotation has to be shown for its weights first.
+        """
+        if not (self._scale_known and self._observable) or self._network:
+            return None
+        certain = depth.variance_m2 < (TRUSTED_SD * depth.depth_m) ** 2
+        return np.where(certain, depth.depth_m, np.float32(np.nan))
 
     def _published(self, posed: Posed, own: Float32Array | None) -> DepthMap:
         camera = posed.frame.camera

@@ -99,6 +99,26 @@ def test_without_motion_nothing_is_measured():
     assert np.median(np.sqrt(depth.variance_m2) / depth.depth_m) > 0.6
 
 
+def test_measured_depth_helps_the_rotation_unless_a_map_was_given():
+    """Where it is certain the tracks are told of it; a map from outside is not overwritten; a new segment forgets."""
+    c = clip()
+    pipeline, results = run(c, lever_arm=list(ARM_M))
+    told = pipeline._depth._depth_m
+    last = maps(results)[-1]
+    certain = np.sqrt(last.variance_m2) < 0.3 * last.depth_m
+    np.testing.assert_array_equal(np.isfinite(told), certain)
+    assert certain.any()
+    pipeline.reset()
+    pipeline.add_frame(int(c.stamps_ns[-1]) + 40_000_000, c.frames[-1], c.camera)
+    assert pipeline._depth._depth_m is None
+    assert run(c)[0]._depth._depth_m is None  # lever arm unknown
+    given = Pipeline(from_mapping({**TIMING, "lever_arm": list(ARM_M)}))
+    given.add_depth(int(c.stamps_ns[0]), c.depth_m)
+    for stamp, image in zip(c.stamps_ns, c.frames):
+        given.add_frame(int(stamp), image, c.camera)
+    assert given._depth._depth_m is c.depth_m
+
+
 # --- the network ------------------------------------------------------------------------------------------------------
 
 SIZES = {
