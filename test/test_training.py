@@ -166,11 +166,9 @@ def test_a_larger_world_looks_the_same(material):
     torch.testing.assert_close(ours.log_depth, expected.log_depth, atol=1e-4, rtol=0)
 
 
-def test_a_batch_depends_on_its_step_alone(material, monkeypatch):
-    monkeypatch.setattr(depth, "POOL", 4)
-
+def test_a_batch_depends_on_its_step_alone(material):
     def pool():
-        return depth.Pool(1, lambda index: depth.training_clip(index, 1, material, SIZES, torch.device("cpu")))
+        return depth.Pool(1, lambda index: depth.training_clip(index, 1, material, SIZES, torch.device("cpu")), 4, 2)
 
     first = pool()
     first.choice(0, 2)
@@ -197,6 +195,32 @@ class Toy:
 
     def validate(self) -> dict[str, float]:
         return {"score": self.own_error(torch.zeros(1, 4, 8)).item()}
+
+
+def small_network() -> Network:
+    tiny = replace(
+        preset("tiny"), image_px=32, encoder_width=16, encoder_layers=2, fused_layers=(1, 2), encoder_heads=2,
+        width=16, heads=2, window_frames=2, clip_frames=4, self_layers=1, head_px=16,
+    )
+    torch.manual_seed(0)
+    return Network(tiny)
+
+
+@pytest.mark.parametrize("stage", [depth.DepthStage, depth.HeadStage])
+def test_a_stage_learns_and_judges(material, monkeypatch, stage):
+    monkeypatch.setattr(depth, "POOL", 2)
+    monkeypatch.setattr(depth, "HEAD_CLIPS", 2)
+    monkeypatch.setattr(depth, "VALIDATION_CLIPS", 8)
+    plan = loop.Schedule(iterations=1, batch=2)
+    made = stage(small_network(), plan, {"train": material, "validation": material}, SIZES)
+    encoder = next(made.network.depth.encoder.layers.parameters())
+    made.loss(0).backward()
+    assert (encoder.grad is not None) == (stage is depth.DepthStage)
+    assert made.network.depth.head.own.weight.grad.abs().sum() > 0
+    with torch.inference_mode():
+        numbers = made.validate()
+    assert numbers["base_score"] == pytest.approx(numbers["score"], abs=1e-6)  # the correction starts at zero
+    assert 0 < numbers["closed_form"] < 10
 
 
 PLAN = loop.Schedule(iterations=12, learning_rate=3e-2, warm_up=2, ema=0.5, validate_every=4)

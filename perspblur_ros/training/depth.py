@@ -23,7 +23,7 @@ from ..model.checkpoint import load_checkpoint
 from ..model.head import DepthHead, fuse
 from ..model.network import Network
 from ..model.presets import preset
-from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, render
+from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, measure, render
 from .loop import Schedule, Stage, device_of, load_config, schedule, train
 from .scenes import Material, load_material, sources
 
@@ -31,6 +31,8 @@ OWN_WEIGHT = 0.5
 GRADIENT_FRAMES = 4  # of the clip's: the encoder learns from a random few, which saves a third of a step
 SCALE_SD = 0.4  # of the log size of the world, drawn anew whenever a clip is used
 POOL, FRESH = 96, 2  # clips kept; new ones per step, so that rendering does not outweigh training
+HEAD_CLIPS = 240
+RESIDUAL_SHARES = (0.0, 0.5, 1.0)
 VALIDATION_CLIPS, VALIDATION_SEED = 96, 777
 
 
@@ -41,7 +43,9 @@ class DepthStage:
         self.network, self.plan, self.sizes = network, plan, sizes
         self.module: nn.Module = network.depth
         device = next(network.parameters()).device
-        self.pool = Pool(plan.seed, lambda index: training_clip(index, plan.seed, material["train"], sizes, device))
+        self.pool = Pool(
+            plan.seed, lambda index: training_clip(index, plan.seed, material["train"], sizes, device), POOL, FRESH
+        )
         self.validation = list(validation_clips(material["validation"], sizes, device))
 
     def loss(self, step: int) -> Tensor:
@@ -58,29 +62,54 @@ class DepthStage:
 
 
 class HeadStage:
-    """The head alone, everything before it frozen: a clip's tokens are computed once, and a step costs a fifth."""
+    """The head alone, everything before it frozen: tokens of a fixed set of clips are computed once.
+
+    Validation also decides how much of the correction of the mean stays: all, half or none of it.
+    """
 
     def __init__(self, network: Network, plan: Schedule, material: dict[str, Material], sizes: ClipSizes) -> None:
-        self.network, self.plan, self.sizes = network, plan, sizes
+        self.network, self.plan, self.sizes, self.material = network, plan, sizes, material["train"]
         self.module: nn.Module = network.depth.head
-        device = next(network.parameters()).device
-        self.pool = Pool(
-            plan.seed, lambda index: self._kept(training_clip(index, plan.seed, material["train"], sizes, device))
-        )
-        self.validation = [self._kept(c) for c in validation_clips(material["validation"], sizes, device)]
+        self.device = next(network.parameters()).device
+        self.pool = Pool(plan.seed, self._clip, HEAD_CLIPS, fresh=0)
+        self.validation = [self._kept(c) for c in validation_clips(material["validation"], sizes, self.device)]
 
     def loss(self, step: int) -> Tensor:
-        clips = stacked(self.pool.choice(step, self.plan.batch))  # their tokens know the size of the world
+        """Of a batch of half as many clips, each with two measurements."""
+        clips = stacked(self.pool.choice(step, self.plan.batch // 2))
         return head_loss(self.network.depth.head, clips.image, clips)
 
     def validate(self) -> dict[str, float]:
         head = self.network.depth.head
+        whole = [parameter.clone() for parameter in head.residual.parameters()]
+        tried = {share: self._judged_with(share, whole) for share in RESIDUAL_SHARES}
+        best = min(tried, key=lambda share: tried[share]["score"])
+        return {**self._judged_with(best, whole), "residual_share": best}
+
+    def _judged_with(self, share: float, whole: list[Tensor]) -> dict[str, float]:
+        head = self.network.depth.head
+        for parameter, values in zip(head.residual.parameters(), whole):
+            parameter[0] = share * values[0]
         return summarised([row for kept in self.validation for row in judged(head, kept.image, kept)])
+
+    def _clip(self, index: int) -> Clips:
+        """A clip's tokens with two measurements of different noise."""
+        rng = np.random.default_rng((self.plan.seed, 3, index))
+        recipe, scale = draw(rng, self.material, self.sizes), float(np.exp(rng.normal(0, SCALE_SD)))
+        inv_depth, arm_m = recipe.inv_depth / np.float32(scale), recipe.lever_arm_m * scale
+        recipe = replace(recipe, inv_depth=inv_depth, lever_arm_m=arm_m, noise_px96=_noise_px96(rng))
+        kept = self._kept(render([recipe], self.sizes, self.plan.seed * 1_000_003 + index, self.device))
+        again = measure(rng, replace(recipe, noise_px96=_noise_px96(rng)), kept.log_depth[0].cpu().numpy())
+        return stacked([kept, replace(kept, measured=torch.as_tensor(again, device=self.device)[None])])
 
     @torch.no_grad()
     def _kept(self, clips: Clips) -> Clips:
         """The clips with their refined tokens (B, P, d) in the place of their pictures."""
         return replace(clips, image=refined(self.network, clips, self.sizes))
+
+
+def _noise_px96(rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(np.log(0.02), np.log(0.4))))
 
 
 def refined(network: Network, clips: Clips, sizes: ClipSizes, learning: set[int] | None = None) -> Tensor:
@@ -155,19 +184,20 @@ def summarised(rows: list[dict[str, float]]) -> dict[str, float]:
 class Pool:
     """The newest clips: each step replaces a few and draws its batch from all, whatever was asked for before."""
 
-    def __init__(self, seed: int, make: Callable[[int], Clips]) -> None:
-        self.seed, self.make = seed, make
+    def __init__(self, seed: int, make: Callable[[int], Clips], size: int, fresh: int) -> None:
+        self.seed, self.make, self.size, self.fresh = seed, make, size, fresh
         self._clips: dict[int, Clips] = {}
 
-    def choice(self, step: int, size: int) -> list[Clips]:
-        first = FRESH * step
+    def choice(self, step: int, count: int) -> list[Clips]:
+        """``count`` different clips of this step."""
+        first = self.fresh * step
         for index in [i for i in self._clips if i < first]:
             del self._clips[index]
-        for index in range(first, first + POOL):
+        for index in range(first, first + self.size):
             if index not in self._clips:
                 self._clips[index] = self.make(index)
         rng = np.random.default_rng((self.seed, 1, step))
-        return [self._clips[int(i)] for i in rng.choice(np.arange(first, first + POOL), size, replace=False)]
+        return [self._clips[int(i)] for i in rng.choice(np.arange(first, first + self.size), count, replace=False)]
 
 
 def training_clip(index: int, seed: int, material: Material, sizes: ClipSizes, device: torch.device) -> Clips:
