@@ -34,9 +34,9 @@ from .types import DenseSamples, Frame, FrameResult, SparsePose, Status
 FloatArray = NDArray[np.float64]
 
 MIN_SPLINE_FRAMES = 4
-OWN_DEPTH_RELATIVE_SD = 0.2  # of a map that was measured from the same tracks: enough to hold the scene's level
 MIN_TRACKS = 12
 MAX_TRACK_NOISE_PX = 6.0  # beyond it the tracks do not tell of one rigid scene
+COLD_STEPS = 4  # learned ones, where the last window's solution is no start
 PICTURE_DENSIFIERS = ("auto", "decoder", "crossblur")
 MIN_SIGHTINGS = 3  # of a track, before it says anything about the spline
 ASSUMED_PERIOD_NS = 33_333_333
@@ -109,7 +109,6 @@ class Pipeline:
             config.crossblur_patches, config.crossblur_pairs, config.crossblur_iterations
         )
         self._depth = DepthPrior(scale_is_observable=lever_arm_m is not None)
-        self._depth_given = False
         self._depth_stage = DepthStage(config, self.counts)
         self.engine_name = self._depth_stage.engine_name
         self.decoder = DecoderStage(self._depth_stage.engine, config.lag_frames, self.counts)
@@ -170,7 +169,6 @@ class Pipeline:
 
     def add_depth(self, stamp_ns: int, depth_m: NDArray[np.float32]) -> None:
         """A metric depth image (H × W, metres, NaN invalid) from outside, of the moment ``stamp_ns``."""
-        self._depth_given = True
         nearest = min(self._posed, key=lambda p: abs(p.frame.stamp_ns - stamp_ns), default=None)
         self._depth.set_map(depth_m, nearest.R_start_from_cam if nearest else np.eye(3))
 
@@ -260,7 +258,7 @@ class Pipeline:
     def _refine(
         self, window: TrackWindow, raw: FloatArray, stream: StreamSolution
     ) -> tuple[crossblur.Refinement | None, crossblur.Refinement | None]:
-        """The learned step and cross-blur from there, judged; None (counted) where off or nothing can be compared."""
+        """The learned path and, where it is refused, the refined one; None (counted) where nothing can be compared."""
         if self.config.densifier not in PICTURE_DENSIFIERS:
             return None, None
         solution, camera = stream.solution, self._posed[-1].frame.camera
@@ -278,8 +276,8 @@ class Pipeline:
             start = self._crossblur.start(*given)
             if start is not None:
                 decoded = self._decode(window, stream, solved, start, blur_px)
-            if start is not None and (decoded is None or self.config.densifier != "decoder"):
-                refinement = self._crossblur.refine(*given, start, decoded.state if decoded else None)
+            if start is not None and not _settled(decoded, self.config.densifier):
+                refinement = self._crossblur.refine(*given, start)
         except np.linalg.LinAlgError:
             pass
         if decoded is None and refinement is None:
@@ -296,12 +294,17 @@ class Pipeline:
     ) -> crossblur.Refinement | None:
         if self.config.densifier == "crossblur":
             return None
-        posed = self._posed[-len(window.mid_s) :]
-        decoded = self.decoder.step(
-            window, stream.solution, solved, start, posed, self.shutter, self._period_ns * 1e-9, blur_px
-        )
-        if decoded is None:
-            return None
+        """Learned steps, as many as the refinement would take; judged."""
+        posed, decoded = self._posed[-len(window.mid_s) :], None
+        for _ in range(self.config.crossblur_iterations if start.warm else COLD_STEPS):
+            if decoded is not None:
+                start = start.moved(decoded.state)
+            decoded = self.decoder.step(
+                window, stream.solution, solved, start, posed, self.shutter, self._period_ns * 1e-9, blur_px
+            )
+            if decoded is None:
+                return None
+        assert decoded is not None
         return self._crossblur.judge(start, solved, decoded.state, decoded.information)
 
     def _retrack(self, stream: StreamSolution, refinement: crossblur.Refinement | None) -> None:
@@ -336,11 +339,7 @@ class Pipeline:
             except np.linalg.LinAlgError:
                 self.counts["fallback.no_depth"] += 1
         last = self._posed[max(self._emitted, 1) - 1]
-        depth = self._depth_stage.depth_map(last)
-        trusted = self._depth_stage.trusted(depth) if depth and not self._depth_given else None
-        if trusted is not None:
-            self._depth.set_map(trusted, last.R_start_from_cam, OWN_DEPTH_RELATIVE_SD)
-        return [*results[:-1], replace(results[-1], depth=depth)]
+        return [*results[:-1], replace(results[-1], depth=self._depth_stage.depth_map(last))]
 
     def _emit(self, until: int) -> list[FrameResult]:
         """Results of the posed frames up to ``until``; forgets what no window needs any more."""
@@ -431,8 +430,6 @@ class Pipeline:
         self._spline.reset()
         self._crossblur.reset()
         self._depth_stage.begin()
-        if not self._depth_given:
-            self._depth.forget_map()
 
     @property
     def _exposure_s(self) -> float:
@@ -484,3 +481,8 @@ class Pipeline:
         start = time.perf_counter()
         yield
         self.stage_ms[stage].append((time.perf_counter() - start) * 1e3)
+
+
+def _settled(decoded: crossblur.Refinement | None, densifier: str) -> bool:
+    """Whether the learned path leaves nothing to refine: the gate accepts it, or nothing else is asked for."""
+    return decoded is not None and (decoded.gate == "accepted" or densifier == "decoder")

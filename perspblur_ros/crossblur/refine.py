@@ -101,6 +101,10 @@ class Start:
     looks: list[Look]
     warm: bool
 
+    def moved(self, state: SplineState) -> Start:
+        """The same pictures compared at another trajectory."""
+        return replace(self, state=state, looks=_looks(self.pairs, state), warm=True)
+
     def normal_equations(self) -> tuple[FloatArray, FloatArray]:
         """Tempered information and gradient of the pictures over (c, d)."""
         return normal_equations(self.looks, self.state)

@@ -115,6 +115,7 @@ PRESETS = {
             prior_inputs=345,
             prior_unknowns=36,
             prior_weights=9,
+            prior_width=48,
         ),
     )
 }

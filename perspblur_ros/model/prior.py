@@ -12,6 +12,7 @@ from .presets import Preset
 
 AXES = 3  # one network serves all: what it sees of an axis, and what it says of it, come axis by axis
 VAGUE_LOG_SD, FAINT_LOG_WEIGHT = 2.0, -5.0  # untrained, the layer is the plain Gauss–Newton step
+DROPOUT = 0.2  # thousands of examples, not millions
 FEATURE_RANGE = 6.0  # standard deviations
 
 
@@ -32,7 +33,8 @@ class Prior(nn.Module):
         wide = preset.prior_width
         self.register_buffer("mean", torch.zeros(per_axis))
         self.register_buffer("deviation", torch.ones(per_axis))
-        self.hidden = nn.Sequential(nn.Linear(per_axis, wide), nn.GELU(), nn.Linear(wide, wide), nn.GELU())
+        layers = (nn.Linear(per_axis, wide), nn.GELU(), nn.Dropout(DROPOUT))
+        self.hidden = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.Dropout(DROPOUT))
         self.out = nn.Linear(wide, 2 * self.unknowns + self.weights)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
