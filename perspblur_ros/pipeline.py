@@ -34,6 +34,7 @@ from .types import DenseSamples, Frame, FrameResult, SparsePose, Status
 FloatArray = NDArray[np.float64]
 
 MIN_SPLINE_FRAMES = 4
+OWN_DEPTH_RELATIVE_SD = 0.2  # of a map that was measured from the same tracks: enough to hold the scene's level
 MIN_TRACKS = 12
 MAX_TRACK_NOISE_PX = 6.0  # beyond it the tracks do not tell of one rigid scene
 COLD_STEPS = 4  # learned ones, where the last window's solution is no start
@@ -109,6 +110,7 @@ class Pipeline:
             config.crossblur_patches, config.crossblur_pairs, config.crossblur_iterations
         )
         self._depth = DepthPrior(scale_is_observable=lever_arm_m is not None)
+        self._depth_given = False
         self._depth_stage = DepthStage(config, self.counts)
         self.engine_name = self._depth_stage.engine_name
         self.decoder = DecoderStage(self._depth_stage.engine, config.lag_frames, self.counts)
@@ -169,6 +171,7 @@ class Pipeline:
 
     def add_depth(self, stamp_ns: int, depth_m: NDArray[np.float32]) -> None:
         """A metric depth image (H × W, metres, NaN invalid) from outside, of the moment ``stamp_ns``."""
+        self._depth_given = True
         nearest = min(self._posed, key=lambda p: abs(p.frame.stamp_ns - stamp_ns), default=None)
         self._depth.set_map(depth_m, nearest.R_start_from_cam if nearest else np.eye(3))
 
@@ -339,7 +342,11 @@ class Pipeline:
             except np.linalg.LinAlgError:
                 self.counts["fallback.no_depth"] += 1
         last = self._posed[max(self._emitted, 1) - 1]
-        return [*results[:-1], replace(results[-1], depth=self._depth_stage.depth_map(last))]
+        depth = self._depth_stage.depth_map(last)
+        trusted = self._depth_stage.trusted(depth) if depth and not self._depth_given else None
+        if trusted is not None:
+            self._depth.set_map(trusted, last.R_start_from_cam, OWN_DEPTH_RELATIVE_SD)
+        return [*results[:-1], replace(results[-1], depth=depth)]
 
     def _emit(self, until: int) -> list[FrameResult]:
         """Results of the posed frames up to ``until``; forgets what no window needs any more."""
@@ -430,6 +437,8 @@ class Pipeline:
         self._spline.reset()
         self._crossblur.reset()
         self._depth_stage.begin()
+        if not self._depth_given:
+            self._depth.forget_map()
 
     @property
     def _exposure_s(self) -> float:
