@@ -1,15 +1,13 @@
 """``perspblur`` and ``python -m perspblur_ros``."""
 
-import os
 import sys
 
-from .ros.middleware import BLAS_VARIABLES
+from .ros.middleware import prepare_process
 
 
 def main() -> None:
-    """The command line, after what must come before the slow imports: a node's signal handlers, one BLAS thread."""
-    for name in BLAS_VARIABLES:
-        os.environ.setdefault(name, "1")
+    """The command line, after what must come before the slow imports: libraries' settings, a node's signal handlers."""
+    prepare_process()
     if sys.argv[1:2] == ["run"]:
         from .ros.signals import StopRequest
 

@@ -68,7 +68,7 @@ class Config:
         "", "module:name of your own point matcher (see docs/trackers.md), e.g. around CoTracker or TAPNext"
     )
     grid_half_count: int = _p(12, "i: points are as far apart as those of a (2i+1)² grid", low=2, high=40)
-    max_tracks: int = _p(260, "points followed at a time", low=30, high=2000)
+    max_tracks: int = _p(180, "points followed at a time", low=30, high=2000)
     # sparse and dense trajectory
     samples_per_frame: int = _p(30, "dense samples per frame", low=1, high=200)
     sample_span: str = _p(
@@ -81,8 +81,8 @@ class Config:
     smoother_frames: int = _p(12, "frames solved together by the track spline", low=3, high=40)
     knot_spacing_s: float = _p(0.015, "spacing of the rotation knots", unit="s", low=0.002, high=0.1)
     smoother_iterations: int = _p(2, "Gauss-Newton steps of the track spline per frame", low=1, high=20)
-    crossblur_patches: int = _p(128, "patches compared per pair of frames", low=8, high=400)
-    crossblur_pairs: int = _p(4, "newest pairs of neighbouring frames that are compared", low=1, high=12)
+    crossblur_patches: int = _p(64, "patches compared per pair of frames", low=8, high=400)
+    crossblur_pairs: int = _p(3, "newest pairs of neighbouring frames that are compared", low=1, high=12)
     crossblur_iterations: int = _p(2, "Gauss-Newton steps of the cross-blur refinement per frame", low=1, high=10)
     hand_motion_amplitude: float = _p(
         1.3, "prior rate amplitude relative to the measured frame-to-frame rate", low=0.1, high=10.0

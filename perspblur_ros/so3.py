@@ -30,15 +30,22 @@ def rotate(phi: ArrayLike, v: ArrayLike) -> FloatArray:
     phi, v = np.asarray(phi, float), np.asarray(v, float)
     theta2 = np.einsum("...i,...i->...", phi, phi)[..., None]
     theta = np.sqrt(theta2)
-    half = np.sinc(theta / (2 * np.pi))  # sin(θ/2) / (θ/2)
+    small = theta2 < _SMALL_RAD2
+    safe = np.where(small, 1.0, theta2)
     once = _cross(phi, v)
-    return v + np.sinc(theta / np.pi) * once + 0.5 * half**2 * _cross(phi, once)
+    a = np.where(small, 1 - theta2 / 6, np.sin(theta) / np.sqrt(safe))
+    b = np.where(small, 0.5 - theta2 / 24, (1 - np.cos(theta)) / safe)
+    return v + a * once + b * _cross(phi, once)
 
 
 def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
+    out = np.empty(np.broadcast_shapes(a.shape, b.shape))
     ax, ay, az = a[..., 0], a[..., 1], a[..., 2]
     bx, by, bz = b[..., 0], b[..., 1], b[..., 2]
-    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=-1)
+    out[..., 0] = ay * bz - az * by
+    out[..., 1] = az * bx - ax * bz
+    out[..., 2] = ax * by - ay * bx
+    return out
 
 
 def exp(phi: ArrayLike) -> FloatArray:

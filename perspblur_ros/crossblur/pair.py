@@ -58,7 +58,7 @@ class Comparison:
     contrast             (P,) RMS before, the mean of both
     power                (P,) mean square that both were brought to
     gain                 (P,) what the first was multiplied by, and the second divided by
-    sampled_a, sampled_b (P, S, 3 n) light and its two gradients, pixel by pixel; mean_b (P, 3 n) the second's mean
+    sampled_a, sampled_b (P, n, S, 3) light and its two gradients; mean_b (P, n, 3) the second's mean
     """
 
     a: Float32Array
@@ -154,7 +154,7 @@ class PairTerm:
         """Camera positions in the reference frame along both exposures, (P, S, 3) metres."""
         if self._moving is not None:
             return self._moving.rows_a @ state.d, self._moving.rows_b @ state.d
-        r = state.lever_arm_m
+        r = np.asarray(state.lever_arm_m, float)
         return so3.rotate(phi_a, r) - r, so3.rotate(phi_b, r) - r
 
     def _rho_in_a(self, state: SplineState, phi: FloatArray, p: FloatArray) -> FloatArray:
@@ -177,14 +177,14 @@ class PairTerm:
         """Both blurred patches compared, with what their gradients contribute."""
         at_a, at_b = self._centres(g)
         sampled_a, sampled_b = self._sampled(self.a.picture, at_a), self._sampled(self.b.picture, at_b)
-        mean_a, mean_b = sampled_a.mean(axis=1), sampled_b.mean(axis=1)
-        return Comparison(*_normalised(mean_a[:, ::3], mean_b[:, ::3]), sampled_a, sampled_b, mean_b)
+        mean_a, mean_b = _mean_along(sampled_a), _mean_along(sampled_b)
+        return Comparison(*_normalised(mean_a[..., 0], mean_b[..., 0]), sampled_a, sampled_b, mean_b)
 
     def disagreement(self, g: Geometry) -> FloatArray:
         """``Comparison.disagreement`` without the gradients (P,)."""
         at_a, at_b = self._centres(g)
-        light_a = self._sampled(self.a.light, at_a).mean(axis=1)
-        light_b = self._sampled(self.b.light, at_b).mean(axis=1)
+        light_a = self._sampled(self.a.light, at_a).mean(axis=2)
+        light_b = self._sampled(self.b.light, at_b).mean(axis=2)
         a, b, _, power, _ = _normalised(light_a, light_b)
         return _disagreement(a, b, power)
 
@@ -197,15 +197,15 @@ class PairTerm:
         return at_a.astype(np.float32), at_b.astype(np.float32)
 
     def _sampled(self, picture: Float32Array, centres: Float32Array) -> Float32Array:
-        """Patches around centres (P, S, 2): (P, S, n · channels)."""
+        """Patches around centres (P, S, 2): (P, n, S), or (P, n, S, channels)."""
         P, S = centres.shape[:2]
-        at = (centres[:, :, None] + self._q).reshape(P, -1, 2)
+        at = (centres[:, None] + self._q[:, None]).reshape(P, -1, 2)
         nothing: Any = None  # both coordinates are in the first map
         out: NDArray[Any] = cv2.remap(picture, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return out.reshape(P, S, -1)
+        return out.reshape(P, len(self._q), S, *picture.shape[2:])
 
     def jacobian(self, g: Geometry, compared: Comparison, patches: NDArray[np.int64]) -> Float32Array:
-        """∂residual of some patches by the spline's knots, (3·knots + 3·translation knots, patches, n).
+        """∂residual of some patches (patches, n, 3·knots + 3·translation knots), axis by axis: ``columns``.
 
         With E_a = −∇I_a G_b and E_b = −∇I_b G_a along each other's paths, ∂a = mean_s b_b(s) E_a(s) and
         ∂b = mean_s b_a(s) E_b(s) + (b̄_b − b̄_a) mean_s ∇I_b G_b; mean and contrast are taken off E, which is smaller.
@@ -213,45 +213,57 @@ class PairTerm:
         J = self._by_knots(g.G_a, g.G_b, self._turning, compared, patches)
         if self._moving is None or g.T_a is None or g.T_b is None:
             return J
-        return np.concatenate([J, self._by_knots(g.T_a, g.T_b, self._moving, compared, patches)])
+        return np.concatenate([J, self._by_knots(g.T_a, g.T_b, self._moving, compared, patches)], axis=2)
+
+    def columns(self, translation_from: int) -> NDArray[np.int64]:
+        """Where the Jacobian's columns belong among the unknowns (c, d), which are ordered knot by knot."""
+        axes = np.arange(3)[:, None]
+        turning = (3 * np.arange(self.knots.start, self.knots.stop) + axes).ravel()
+        if self._moving is None:
+            return turning
+        moving = (translation_from + 3 * np.arange(self._moving.rows_a.shape[2]) + axes).ravel()
+        return np.concatenate([turning, moving])
 
     def _by_knots(
         self, G_a: FloatArray, G_b: FloatArray, basis: _Basis, compared: Comparison, patches: NDArray[np.int64]
     ) -> Float32Array:
-        P, S, n = len(patches), compared.sampled_a.shape[1], len(self._q)
+        P, n, S = len(patches), len(self._q), compared.sampled_a.shape[2]
         gain = (compared.gain[patches] * np.float32(self.a.scale))[:, None, None]
         other_gain = np.float32(self.a.scale) ** 2 / gain
-        E_a = compared.sampled_a[patches].reshape(P, S * n, 3) @ _by_channel(G_b[patches] / -S, gain)
-        E_b = compared.sampled_b[patches].reshape(P, S * n, 3) @ _by_channel(G_a[patches] / S, other_gain)
-        shifted = compared.mean_b[patches].reshape(P, n, 3) @ _by_channel(-G_b[patches], other_gain)
-        a, b = compared.a[patches], compared.b[patches]
+        E = np.empty((P, n, 3, 2 * S + 1), np.float32)
+        _along(compared.sampled_a[patches], G_b[patches] / -S * gain, out=E[..., :S])
+        _along(compared.sampled_b[patches], G_a[patches] / S * other_gain, out=E[..., S : 2 * S])
+        _along(compared.mean_b[patches, :, None], -G_b[patches] * other_gain, out=E[..., 2 * S :])
         # bringing both to one contrast: r = a √(n_b/n_a) − b √(n_a/n_b), n = √(mean i² + 1)
+        a, b = compared.a[patches], compared.b[patches]
         common = (a + b) * (0.5 / (n * compared.power[patches]))[:, None]
-        moved = np.concatenate(
-            [
-                _normalised_change(E_a.reshape(P, S, n, 3), a, common),
-                _normalised_change(np.concatenate([E_b, shifted], axis=1).reshape(P, S + 1, n, 3), b, common),
-            ],
-            axis=1,
-        )
+        flat = E.reshape(P, n, -1)
+        changes = np.stack([np.full_like(a, 1 / n), a, b], axis=1) @ flat  # (P, 3, 3 · 2S+1): means, and of contrasts
+        changes = changes.reshape(P, 3, 3, -1)
+        contrast = np.concatenate([changes[:, 1, :, :S], changes[:, 2, :, S:]], axis=2).reshape(P, 1, -1)
+        flat -= changes[:, 0].reshape(P, 1, -1)
+        flat -= common[:, :, None] * contrast
         rows = np.concatenate([basis.about_b[patches], basis.about_a[patches], basis.shift[patches, :, None]], axis=2)
-        J = rows @ moved.reshape(P, 2 * S + 1, n * 3)
-        return J.reshape(P, -1, n, 3).transpose(1, 3, 0, 2).reshape(-1, P, n)
+        return (E.reshape(P, 3 * n, -1) @ rows.transpose(0, 2, 1)).reshape(P, n, -1)
 
 
-def _by_channel(G: FloatArray, gain: Float32Array) -> Float32Array:
-    """(P, 2, 3) per gradient → (P, 3, 3) per channel, the light itself moving nothing."""
-    return np.pad(G, ((0, 0), (1, 0), (0, 0))).astype(np.float32) * gain
+def _mean_along(sampled: Float32Array) -> Float32Array:
+    """Mean over the path: (P, n, S, 3) → (P, n, 3), as one matrix product."""
+    P, n, S, channels = sampled.shape
+    mean = np.tile(np.eye(channels, dtype=np.float32) / S, (S, 1))
+    return (sampled.reshape(P * n, S * channels) @ mean).reshape(P, n, channels)
 
 
-def _normalised_change(E: Float32Array, i: Float32Array, common: Float32Array) -> Float32Array:
-    """Changes E (P, S, n, 3) of the patch ``i`` (P, n) as they remain once mean and contrast are taken off."""
-    E = E - E.mean(axis=2, keepdims=True)
-    brighter = i[:, None, None] @ E
-    return E - common[:, None, :, None] * brighter
+def _along(sampled: Float32Array, G: FloatArray, out: Float32Array) -> None:
+    """The gradients of ``sampled`` (P, n, S, 3) times G (P, 2, 3), into (P, n, 3, S)."""
+    by_x, by_y = (G[:, axis, None, :, None].astype(np.float32) for axis in (0, 1))
+    np.multiply(sampled[:, :, None, :, 1], by_x, out=out)
+    out += sampled[:, :, None, :, 2] * by_y
 
 
-def _normalised(i_a: Float32Array, i_b: Float32Array) -> tuple[Float32Array, ...]:
+def _normalised(
+    i_a: Float32Array, i_b: Float32Array
+) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array, Float32Array]:
     """Patches (P, n) brought to no mean and one contrast; RMS contrast before, common power, first's gain (P,)."""
     i_a, i_b = i_a - i_a.mean(axis=1, keepdims=True), i_b - i_b.mean(axis=1, keepdims=True)
     power_a, power_b = (i_a**2).mean(axis=1), (i_b**2).mean(axis=1)
@@ -262,4 +274,4 @@ def _normalised(i_a: Float32Array, i_b: Float32Array) -> tuple[Float32Array, ...
 
 def _disagreement(a: Float32Array, b: Float32Array, power: Float32Array) -> FloatArray:
     """RMS difference relative to contrast (P,): a long path averages both away, and that proves nothing."""
-    return np.sqrt(((a - b) ** 2).mean(axis=1) / power).astype(float)
+    return np.sqrt(np.asarray(((a - b) ** 2).mean(axis=1) / power, float))

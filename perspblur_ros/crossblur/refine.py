@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +177,9 @@ class CrossBlur:
         if start is None:
             return None
         prior = trusted_information(solved, blur_px)
-        state, looks, iterations = start.state, start.looks, self._iterations if start.warm else COLD_ITERATIONS
+        state, looks, iterations = start.state, start.looks, self._iterations
+        if not start.warm:
+            iterations = COLD_ITERATIONS if self._last is None else self._iterations + 1
         if guess is not None:
             tried = _looks(start.pairs, guess)
             if _mean_log(_of(tried)) < _mean_log(_of(looks)):
@@ -328,16 +331,27 @@ def normal_equations(looks: list[Look], state: SplineState) -> tuple[FloatArray,
     n = n_rot + (3 * state.translation_grid.count if state.lever_arm_m is None else 0)
     H, gradient = np.zeros((n, n)), np.zeros(n)
     floor = max(NOISE_FLOOR, NOISE_SHARE * float(np.median(np.concatenate([look.compared.rms for look in looks]))))
-    for pair, g, c in ((look.pair, look.geometry, look.compared) for look in looks):
-        sigma2 = floor**2 + (CONTRAST_SHARE * c.contrast) ** 2
-        weight = 1 / (1 + c.rms**2 / sigma2 / KERNEL_SCALE2) / sigma2 / TEMPER
-        root, residual = np.sqrt(weight).astype(np.float32), c.residual
-        columns = np.concatenate([np.arange(3 * pair.knots.start, 3 * pair.knots.stop), np.arange(n_rot, n)])
-        used = np.flatnonzero(~pair.patches.held_out)
-        for some in np.split(used, range(AT_A_TIME, len(used), AT_A_TIME)):
-            J = (pair.jacobian(g, c, some) * root[some, None]).reshape(len(columns), -1)
-            H[np.ix_(columns, columns)] += J @ J.T
-            gradient[columns] += J @ (residual[some] * root[some, None]).ravel()
+    for look in looks:
+        H_pair, gradient_pair = _pair_equations(look, floor)
+        columns = look.pair.columns(translation_from=n_rot)
+        H[np.ix_(columns, columns)] += H_pair
+        gradient[columns] += gradient_pair
+    return H, gradient
+
+
+def _pair_equations(look: Look, floor: float) -> tuple[FloatArray, FloatArray]:
+    """One pair's share, over its own knots."""
+    c, held_out = look.compared, look.pair.patches.held_out
+    sigma2 = floor**2 + (CONTRAST_SHARE * c.contrast) ** 2
+    root = np.sqrt(1 / (1 + c.rms**2 / sigma2 / KERNEL_SCALE2) / sigma2 / TEMPER).astype(np.float32)
+    residual = c.residual * root[:, None]
+    used = np.flatnonzero(~held_out)
+    H: Any = 0.0
+    gradient: Any = 0.0
+    for some in np.split(used, range(AT_A_TIME, len(used), AT_A_TIME)):
+        J = look.pair.jacobian(look.geometry, c, some) * root[some, None, None]
+        J = J.reshape(-1, J.shape[2])
+        H, gradient = H + J.T @ J, gradient + J.T @ residual[some].ravel()
     return H, gradient
 
 
