@@ -295,9 +295,9 @@ class Pipeline:
         start: crossblur.Start,
         blur_px: float,
     ) -> crossblur.Refinement | None:
+        """Learned steps, as many as the refinement would take; judged."""
         if self.config.densifier == "crossblur":
             return None
-        """Learned steps, as many as the refinement would take; judged."""
         posed, decoded = self._posed[-len(window.mid_s) :], None
         for _ in range(self.config.crossblur_iterations if start.warm else COLD_STEPS):
             if decoded is not None:
