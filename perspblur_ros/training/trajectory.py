@@ -8,6 +8,7 @@ two neighbours of a frame count half. Motions are mirrored per axis at random: p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -102,3 +103,108 @@ class PriorStage:
         plain = held_out.start[:, 1] + solve(held_out, *untrained)[0][:, 1]
         ways = {"interpolation": held_out.interpolated[:, 1], "spline": held_out.spline, "plain_step": plain}
         return {name: detail_error(estimate, held_out) for name, estimate in ways.items()}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the frozen depth network sees of examples, as they are and mirrored left to right.
+
+    frame, depth (2, N, P, d): tokens of each frame after Self-Window, and of the newest finished chain of windows
+    """
+
+    frame: Tensor
+    depth: Tensor
+
+
+def looks(network: Network, examples: Examples) -> Looks:
+    """Runs the encoder once per picture; a clip's examples are consecutive frames."""
+    S, parts = network.preset.window_frames, []
+    for mirrored in (False, True):
+        frame, depth = [], []
+        for clip in examples.clip.unique():
+            of_clip = examples[examples.clip == clip]
+            pictures = of_clip.picture.flip(2) if mirrored else of_clip.picture
+            images = (pictures[:, None].float() / 255).expand(-1, 3, -1, -1)
+            with torch.no_grad():
+                features = network.depth.encoder(images)
+                frame.append(network.depth.frame_tokens(features, of_clip.camera).half())
+                depth.append(_newest_chain(network, features, of_clip.camera, S).half())
+        parts.append((torch.cat(frame), torch.cat(depth)))
+    return Looks(*(torch.stack(both) for both in zip(*parts)))
+
+
+def _newest_chain(network: Network, features: Tensor, camera: Tensor, S: int) -> Tensor:
+    """Per frame k the refined tokens when frame k + AFTER has come: zeros before the first window is finished."""
+    out = torch.zeros_like(features)
+    most = network.preset.windows
+    for k in range(len(features)):
+        done = (k + dc.AFTER + 1) // S
+        if done:
+            first = max(0, done - most)
+            clip = features[None, first * S : done * S]
+            if clip.shape[1] == (done - first) * S:
+                out[k] = network.depth.refine(network.depth.windows(clip, camera[k : k + 1]))[0]
+            else:
+                out[k] = out[k - 1]
+    return out
+
+
+class AttentionStage:
+    """The attention decoder: a residual on the Gauss–Newton path, or (``pure``) on the interpolation, as in the paper.
+
+    Examples are consecutive frames of each clip, sorted by clip. Pictures are mirrored left to right and time is
+    reversed at random: with them turn the axes' and the odd orders' signs.
+    """
+
+    def __init__(
+        self, network: Network, plan: Schedule, train: Examples, validation: Examples, pure: bool = False
+    ) -> None:
+        self.network, self.plan, self.pure = network, plan, pure
+        self.module: nn.Module = network.trajectory
+        self.train, self.held_out = (self._prepared(examples) for examples in (train, validation))
+
+    def _prepared(self, examples: Examples) -> tuple[Examples, Looks, Tensor, Tensor]:
+        """Examples with their looks, and the guess of the middle frame, coefficients and sd (N, ORDERS, 3)."""
+        self.network.eval()
+        if self.pure:
+            guess, sd = examples.interpolated[:, 1], torch.ones_like(examples.interpolated[:, 1])
+        else:
+            with torch.no_grad():
+                z, A = solve(examples, *self.network.prior(examples.geometry))
+            variance = torch.linalg.inv(A).diagonal(dim1=1, dim2=2) * examples.scale_px.repeat(1, dc.UNKNOWNS // 3) ** 2
+            guess, sd = examples.start[:, 1] + z[:, 1], coefficients(variance)[:, 1].sqrt().float()
+        return examples, looks(self.network, examples), guess, sd
+
+    def loss(self, step: int) -> Tensor:
+        rng = np.random.default_rng((self.plan.seed, step))
+        which = torch.as_tensor(rng.integers(len(self.train[0]), size=self.plan.batch))
+        return self._loss(*self._decoded(self.train, which, bool(rng.random() < 0.5), bool(rng.random() < 0.5)))
+
+    def validate(self) -> dict[str, float]:
+        examples, _, guess, _ = self.held_out
+        path, _, truth = self._decoded(self.held_out, torch.arange(len(examples)), False, False)
+        error = detail_error(path, examples)
+        score = relative_error(path, truth).mean()
+        return {"score": float(score), "decoded": error, "guess": detail_error(guess, examples)}
+
+    def _loss(self, path: Tensor, log_sd: Tensor, truth: Tensor) -> Tensor:
+        error = (path - truth).detach()
+        likelihood = (0.5 * (error * torch.exp(-log_sd)).square().clamp(max=50) + log_sd).mean()
+        return relative_error(path, truth).mean() + 0.02 * likelihood
+
+    def _decoded(
+        self, prepared: tuple[Examples, Looks, Tensor, Tensor], which: Tensor, mirrored: bool, backward: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients, log sd and truth (B, ORDERS, 3)."""
+        examples, seen, guess, sd = prepared
+        signs = torch.tensor([1.0, -1.0, -1.0] if mirrored else [1.0, 1.0, 1.0])
+        odd = torch.tensor([-1.0, 1.0, -1.0, 1.0] if backward else [1.0] * ORDERS)[:, None]
+        truth, interpolated = examples.truth[which, 1], examples.interpolated[which, 1]
+        truth, interpolated, own = (c * signs * odd for c in (truth, interpolated, guess[which]))
+        basis = torch.as_tensor(synthesis(SAMPLES), dtype=truth.dtype)
+        sd_path = (basis.square() @ sd[which].square()).sqrt()
+        path, log_sd = self.network.trajectory(
+            seen.frame[int(mirrored), which].float(), seen.depth[int(mirrored), which].float(), examples.camera[which],
+            basis @ interpolated, torch.cat([basis @ own, torch.ones_like(sd_path) if self.pure else sd_path], dim=-1),
+        )
+        return path, log_sd, truth

@@ -7,6 +7,7 @@ pixel and interpolates between, which moves depth edges by a pixel or two and no
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,12 +46,14 @@ MAX_RATE_RAD_S, MIN_RATE_RAD_S = 8.0, 0.06
 MAX_GAP_S = 0.03
 LONGEST_PX = 1300  # of a picture kept in memory
 
-PLACES = {
+PLACES = {  # what trains may be used by anybody; the pictures behind KITTI's and SUN3D's may not
     "train": (
-        *("kitti_depth_metric3d", "sun3d_studyroom_nvblox", "kinect_pcl_data", "elem_Ashim_DSilva.jpg"),
-        *("elem_Photo_by_SpaceX.jpg", "elem_Ryan_Schroeder.jpg", "elem_Suluh_Kalba.jpg", "elem_Sunset_by_the_Pier.jpg"),
+        *("kinect_pcl_data", "elem_Ashim_DSilva.jpg", "elem_Photo_by_SpaceX.jpg", "elem_Ryan_Schroeder.jpg"),
+        *("elem_Suluh_Kalba.jpg", "elem_Sunset_by_the_Pier.jpg"),
     ),
-    "validation": ("redwood_synth_open3d", "elem_Snow-Capped_Mountain.jpg"),
+    "validation": (
+        *("redwood_synth_open3d", "kitti_depth_metric3d", "sun3d_studyroom_nvblox", "elem_Snow-Capped_Mountain.jpg"),
+    ),
 }
 RECORDINGS = {  # and how often each is drawn
     "train": {
@@ -62,6 +65,23 @@ RECORDINGS = {  # and how often each is drawn
         "twistnsync_s4_phone0_500hz": 1.0, "twistnsync_s4_phone1_500hz": 1.0, "broad_21_fast_combined_286hz": 3.0,
     },
 }
+
+
+def sources(data_dir: Path) -> list[dict[str, str]]:
+    """Name, source and licence of everything in the training split, for the manifest of what was trained on it."""
+    textures = {
+        entry["file"]: (entry["source_repo"], entry["licence"])
+        for entry in json.loads((data_dir / "textures" / "meta.json").read_text(encoding="utf-8"))
+    }
+    recordings = json.loads((data_dir / "gyro" / "meta.json").read_text(encoding="utf-8"))
+    found = {name: (recordings[name]["source"], recordings[name]["licence"]) for name in RECORDINGS["train"]}
+    for place in PLACES["train"]:
+        if place in textures:
+            found[place] = textures[place]
+        else:
+            meta = json.loads((data_dir / "rgbd" / place / "meta.json").read_text(encoding="utf-8"))
+            found[place] = f"{meta['source_repo']} ({meta['original_data']})", meta["repo_licence"]
+    return [{"name": name, "source": source, "licence": licence} for name, (source, licence) in found.items()]
 
 
 @dataclass(frozen=True)
