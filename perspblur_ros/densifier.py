@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
@@ -68,7 +70,7 @@ def interpolate(
     return DenseSamples(frame, stamp_ns, so3.to_quat_xyzw(R), omega, cov_rotation, cov_omega, "interpolation")
 
 
-def _half_s(t_s: FloatArray) -> float:
+def _half_s(t_s: NDArray[Any]) -> float:
     """Half of the samples' span: over it a wrong rate adds up to a wrong rotation."""
     return float(t_s[-1] - t_s[0]) / 2 + 1e-9
 

@@ -361,7 +361,8 @@ def test_a_camera_may_change_its_rate_while_its_timing_is_unknown(before_fps, af
     """What is assumed of the exposure follows slowly, or the frames about the change would be out of order."""
     periods = np.repeat([1e9 / before_fps, 1e9 / after_fps], [5, 9]).astype(int)
     frames = [clip().frames[k % N_FRAMES] for k in range(len(periods))]
-    pipeline, results = run(frames, (1_000_000_000 + np.cumsum(periods)).tolist(), **UNKNOWN_TIMING, smoother_frames=6, max_tracks=30)
+    stamps = (1_000_000_000 + np.cumsum(periods)).tolist()
+    pipeline, results = run(frames, stamps, **UNKNOWN_TIMING, smoother_frames=6, max_tracks=30)
     assert drops(pipeline) == 0
     assert np.all(np.diff(joined(results, "stamp_ns")) > 0)
 
