@@ -304,7 +304,7 @@ def train(
         if stage == "trajectory":
             from .training import trajectory
 
-            best = trajectory.run(path, data, out, resume, minutes, device=device)
+            best = trajectory.run(path, data, out, resume, minutes, start)
         else:
             from .training import depth
 

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from .. import decoder as dc
 from ..detail_basis import ORDERS, PER_FRAME, synthesis
+from ..errors import ConfigError
+from ..model.checkpoint import load_checkpoint
 from ..model.network import Network
-from .examples import Examples
-from .loop import Schedule
+from ..model.presets import preset
+from .examples import Examples, gathered, load_examples, save_examples
+from .loop import Schedule, load_config, schedule, train
+from .trajectory_clips import Material, draw, rows, sources
 
 SAMPLES = 15
 FLOOR_PX = 0.15
 NEIGHBOUR_WEIGHT = 0.5
+CLIPS = {"train": 120, "validation": 24}  # of 22 frames, 16 of which the layer sees
 
 
 def solve(examples: Examples, mean: Tensor, log_sd: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,3 +215,40 @@ class AttentionStage:
             basis @ interpolated, torch.cat([basis @ own, torch.ones_like(sd_path) if self.pure else sd_path], dim=-1),
         )
         return path, log_sd, truth
+
+
+def run(
+    config_path: Path, data_dir: Path | None, out: Path, resume: bool = False, minutes: float | None = None,
+    start: Path | None = None,
+) -> dict[str, float]:
+    """Train the Gauss–Newton layer of the checkpoint ``start``, all else frozen, as a configuration says.
+
+    What the pipeline saw is made first, into ``out``, and read from there the next time. Always on the CPU: the solve
+    is small, and in double precision.
+    """
+    config = load_config(config_path)
+    plan = schedule(config["trajectory"])
+    if data_dir is None:
+        raise ConfigError("the trajectory stage needs the data folder: --data names it")
+    torch.manual_seed(plan.seed)
+    network, summary = (Network(preset(config["preset"])), {}) if start is None else load_checkpoint(start)
+    out.mkdir(parents=True, exist_ok=True)
+    train_on, validation = (_examples(out, data_dir, split) for split in CLIPS)
+    stage = PriorStage(network.train(), plan, train_on, validation)
+    known = summary.get("data", [])
+    summary["data"] = known + [entry for entry in sources(data_dir) if entry not in known]
+    return train(stage, plan, out, resume, minutes, "trajectory", summary)
+
+
+def _examples(out: Path, data_dir: Path, split: str) -> Examples:
+    path = out / f"{split}.safetensors"
+    if not path.is_file():
+        material, found = Material(data_dir, split), []
+        names: list[tuple[str, str]] = []
+        for seed in track(range(CLIPS[split]), f"clips, {split}", transient=True):
+            clip = draw(seed, material)
+            if clip is not None:
+                found += list(rows(clip, len(names)))
+                names.append((clip.place, clip.recording))
+        save_examples(path, gathered(found, names))
+    return load_examples(path)
