@@ -7,7 +7,6 @@ join into one even stream, or only its middle row's exposure ("exposure").
 from __future__ import annotations
 
 from dataclasses import replace
-
 from typing import Any
 
 import numpy as np
