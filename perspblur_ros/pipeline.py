@@ -46,7 +46,8 @@ COARSE_BLUR_PX = 25.0
 FINAL_REFINEMENTS = 4  # of frames that no later one will settle
 RETRACK_BLUR_PX = 3.0
 BLUR_PATH_POINTS = 21
-UNTRUSTED_BLUR_PX = 50.0  # tracks are biased by so long a blur: unrefined, the spline is no better than interpolation
+SHARP_BLUR_PX = 1.5  # shorter blur tells less than the tracks, and its refinement only costs time
+UNTRUSTED_BLUR_SHARE = 50 / 640  # of the width: tracks are biased by so long a blur, and the spline with them
 BLIND_VARIANCE_RAD2 = 1.0
 LEVER_ARM_VARIANCE_SCALE = 0.6  # calibrated on the development clips, as is 1 where the lever arm is unknown
 
@@ -123,6 +124,7 @@ class Pipeline:
         self._emitted = 0  # of the posed frames
         self._origin_ns = 0
         self._solved: _Solved | None = None
+        self._idle = "off"  # why the newest pictures were not compared, one word
         self._dense: DenseSamples | None = None  # what was published last
         self._R_out = np.eye(3)  # the published orientation of the last frame
         self._typical_blur_px = 0.0
@@ -262,11 +264,16 @@ class Pipeline:
         self, window: TrackWindow, raw: FloatArray, stream: StreamSolution
     ) -> tuple[crossblur.Refinement | None, crossblur.Refinement | None]:
         """The learned path and, where it is refused, the refined one; None (counted) where nothing can be compared."""
+        self._idle = "off"
         if self.config.densifier not in PICTURE_DENSIFIERS:
             return None, None
         solution, camera = stream.solution, self._posed[-1].frame.camera
         blur_px = self._blur_px(solution.state, float(window.mid_s[-1]))
         self._set_working_scale(blur_px)
+        compared_s = window.mid_s[-self.config.crossblur_pairs - 1 :]
+        if max(self._blur_px(solution.state, float(t)) for t in compared_s) < SHARP_BLUR_PX:
+            self._idle = "sharp"
+            return None, None
         grid = solution.state.grid
         solved = crossblur.Solved(
             solution.state, solution.information, solution.tracks, solution.weights,
@@ -284,6 +291,7 @@ class Pipeline:
         except np.linalg.LinAlgError:
             pass
         if decoded is None and refinement is None:
+            self._idle = "no_patches"
             self.counts["fallback.no_patches"] += 1
         return decoded, refinement
 
@@ -374,7 +382,7 @@ class Pipeline:
         if self._solved is not None:
             solved = self._solved.stream.solution
             states = {"spline": (solved.state, solved.information)}
-            gate = "off"
+            gate = self._idle
             for source, judged in self._judged():
                 states[source] = judged.state, judged.information
                 gate = judged.gate
@@ -415,7 +423,7 @@ class Pipeline:
         if wanted == "auto":
             passed = [source for source, judged in self._judged() if judged.gate == "accepted"]
             wanted = passed[-1] if passed else "spline"
-            if wanted == "spline" and blur_px > UNTRUSTED_BLUR_PX:
+            if wanted == "spline" and blur_px > UNTRUSTED_BLUR_SHARE * self._posed[-1].frame.camera.width:
                 wanted = "interpolation"
         for source in (wanted, "spline", "interpolation"):
             if source in candidates and np.all(np.isfinite(candidates[source].omega)):

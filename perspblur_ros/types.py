@@ -100,7 +100,7 @@ class FrameResult:
 
     alternatives  the densifiers that lost or serve as baselines, by source ("interpolation", "spline", …)
     blur_px       length of the blur path at the image centre
-    gate          what the gate decided, one word: "accepted", "held_out", "energy", "blind", "off", …
+    gate          what the gate decided, one word: "accepted", "held_out", "energy", "sharp", "no_patches", "off", …
     """
 
     sparse: SparsePose

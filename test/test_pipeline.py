@@ -389,6 +389,13 @@ def test_auto_publishes_what_the_gate_lets_pass():
     assert sum(n for name, n in pipeline.counts.items() if name.startswith("gate.")) == N_FRAMES
 
 
+def test_sharp_pictures_are_left_to_the_tracks():
+    """What a millisecond's exposure blurs tells less than the tracks do."""
+    pipeline, results = run(clip(exposure_s=0.001).frames, exposure_s=0.001)
+    assert {r.gate for r in results} == {"sharp"}
+    assert pipeline.counts["source.spline"] == N_FRAMES
+
+
 def test_dis_follows_points_as_well():
     c = clip()
     error = rate_error([r.dense for r in run(c.frames, tracker="dis")[1]], c)

@@ -24,7 +24,10 @@ GATE_MEANING = {
     "accepted": "blur refinement published",
     "held_out": "refused: patches kept aside did not improve",
     "energy": "refused: the motion became too wild for a hand",
-    "blind": "no usable texture",
+    "few_patches": "refused: too few patches to judge by",
+    "sharp": "no blur to speak of: tracks alone",
+    "no_patches": "no textured patches to compare",
+    "no_spline": "too few or incoherent tracks",
     "off": "no blur refinement",
 }
 
