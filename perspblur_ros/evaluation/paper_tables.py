@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..config import Config
 from ..engine import Engine
 from ..engine.incremental import Incremental
-from ..engine.interface import camera_values, picture
+from ..engine.interface import UNMEASURED_VARIANCE, camera_values, picture
 from ..engine.select import select_engine
 from ..errors import BagError, EngineError
 from ..pipeline import Pipeline
@@ -186,13 +186,14 @@ def streamed_depths(rendered: Rendered, folder: Path) -> Iterator[tuple[int, dic
             if result.depth is None or k + 1 < FULL_CHAIN:
                 continue
             depth_m = result.depth.depth_m
-            yield result.depth.stamp_ns, {
+            maps = {
                 "own": listening.own[0],
-                "measured": listening.measured[0],
                 "fused": np.log(depth_m),
                 "sd": np.asarray(np.sqrt(result.depth.variance_m2) / depth_m, np.float32),
-                "measured_sd": np.sqrt(listening.measured[1]),
             }
+            if listening.measured[1].min() < UNMEASURED_VARIANCE:
+                maps["measured"] = listening.measured[0]
+            yield result.depth.stamp_ns, maps
     listening.close()
 
 
