@@ -37,7 +37,8 @@ SCALE_FLOOR_PX = 0.3
 FEATURE_LIMIT = 10.0  # of features that are counted in the motion's own scale
 SIGNED = (BEFORE + AFTER) + 2 * COEFFICIENTS + 2 * UNKNOWNS // 3  # features that change sign with the motion, first
 FEATURES = SIGNED + 3 * COEFFICIENTS + 19  # per axis
-LOG_WEIGHT_RANGE, LOG_SD_RANGE = (-8.0, 4.0), (-5.0, 5.0)
+FAINT, MOST = -8.0, (1.0, 0.0, 0.0)  # log weights: the spline is never trusted more than the refinement does
+LOG_SD_RANGE = (-5.0, 5.0)
 
 Network = Callable[[Float32Array], tuple[Float32Array, Float32Array, Float32Array]]
 
@@ -215,7 +216,7 @@ def geometry(window: Window, photometry: Photometry, reduced: Reduced) -> FloatA
 def untrained(geometry: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
     """The network that leaves the plain Gauss–Newton step as it is."""
     nothing = np.zeros((1, 3 * COEFFICIENTS), np.float32)
-    weights = np.tile(np.array([0, 0, LOG_WEIGHT_RANGE[0]], np.float32), 3)
+    weights = np.tile(np.array([0, 0, FAINT], np.float32), 3)
     return nothing, np.full_like(nothing, LOG_SD_RANGE[1]), weights[None]
 
 
@@ -252,7 +253,7 @@ def solve(
     mean, log_sd (3 · COEFFICIENTS,), log_weight (3 · WEIGHTS,): axis by axis, in the motion's own scale. The weight of
     an axis multiplies its rows and columns by its root: equal weights scale the whole.
     """
-    roots = np.exp(0.5 * np.clip(log_weight.reshape(3, WEIGHTS), *LOG_WEIGHT_RANGE))
+    roots = np.exp(0.5 * np.clip(log_weight.reshape(3, WEIGHTS), FAINT, MOST))
     by = [np.tile(root, UNKNOWNS // 3) for root in roots.T]
     own = _unknowns(np.exp(-2 * np.clip(log_sd, *LOG_SD_RANGE)))
     *matrices, pull, spline = equations(reduced)

@@ -39,7 +39,8 @@ def solve(examples: Examples, mean: Tensor, log_sd: Tensor, log_weight: Tensor) 
     The information (B, 45, 45) is in the motion's own scale.
     """
     scale = examples.scale_px.double().repeat(1, dc.UNKNOWNS // 3)
-    roots = torch.exp(0.5 * log_weight.double().unflatten(1, (3, dc.WEIGHTS)).clamp(*dc.LOG_WEIGHT_RANGE))
+    log_weight = log_weight.double().unflatten(1, (3, dc.WEIGHTS))
+    roots = torch.exp(0.5 * torch.minimum(log_weight.clamp(min=dc.FAINT), log_weight.new_tensor(dc.MOST)))
     by = roots.transpose(1, 2).repeat(1, 1, dc.UNKNOWNS // 3)  # B × WEIGHTS × 45
     own = _unknowns(torch.exp(-2 * log_sd.double().clamp(*dc.LOG_SD_RANGE)))
     pictures, trusted, known = (
