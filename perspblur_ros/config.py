@@ -68,7 +68,7 @@ class Config:
         "", "module:name of your own point matcher (see docs/trackers.md), e.g. around CoTracker or TAPNext"
     )
     grid_half_count: int = _p(12, "i: points are as far apart as those of a (2i+1)² grid", low=2, high=40)
-    max_tracks: int = _p(220, "points followed at a time", low=30, high=2000)
+    max_tracks: int = _p(260, "points followed at a time", low=30, high=2000)
     # sparse and dense trajectory
     samples_per_frame: int = _p(30, "dense samples per frame", low=1, high=200)
     sample_span: str = _p(

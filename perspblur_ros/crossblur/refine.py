@@ -18,8 +18,8 @@ from .pictures import PATCH, Grey, View, view
 
 FloatArray = NDArray[np.float64]
 
-SUBSAMPLES_PER_PX = 1.5  # of blur at the working scale
-MIN_SUBSAMPLES, MAX_SUBSAMPLES = 7, 31
+SUBSAMPLES_PER_PX = 1.0  # of blur at the working scale
+MIN_SUBSAMPLES, MAX_SUBSAMPLES = 5, 31
 TEMPER = 30.0
 NOISE_FLOOR, NOISE_SHARE, CONTRAST_SHARE = 0.35, 0.7, 0.15
 KERNEL_SCALE2 = 4.0
