@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ PERIOD_NS = round(1e9 / FPS)
 N_FRAMES = 10
 TIMING = {"exposure_s": EXPOSURE_S, "readout_s": READOUT_S}
 LIGHT = {"max_tracks": 60, "crossblur_patches": 24, "crossblur_pairs": 2}  # enough to run through everything quickly
+ENGINE = Path(__file__).resolve().parents[1] / "engines" / "tiny"
 FULL = {"max_tracks": 260, "crossblur_patches": 64, "crossblur_pairs": 3}
 CAMERA = view_camera(procedural(1), 240, 180)
 SHAPE = (CAMERA.height, CAMERA.width)
@@ -385,8 +387,22 @@ def test_the_densifier_asked_for_is_published(densifier):
 def test_auto_publishes_what_the_gate_lets_pass():
     pipeline, results = plain_run()
     for r in results:
-        assert r.dense.source == ("crossblur" if r.gate == "accepted" else "spline")
+        assert (r.dense.source in ("decoder", "crossblur")) == (r.gate == "accepted")
+        assert r.dense.source != "interpolation"
     assert sum(n for name, n in pipeline.counts.items() if name.startswith("gate.")) == N_FRAMES
+
+
+@pytest.mark.parametrize("densifier", ["auto", "decoder"])
+def test_the_learned_path_is_a_candidate_where_the_engine_has_it(densifier):
+    def published(**values):
+        pipeline = pipeline_of(**FULL, lever_arm=list(LEVER_ARM_M), densifier=densifier, **values)
+        for stamp_ns, image in zip(even_stamps(N_FRAMES), clip().frames):
+            pipeline.add_frame(int(stamp_ns), image, CAMERA)
+        return pipeline.counts
+
+    assert published(engine="none")["source.decoder"] == 0
+    assert published(engine="onnxruntime", engine_dir=str(ENGINE))["source.decoder"] > 0
+    assert published(engine="onnxruntime", engine_dir=str(ENGINE), lag_frames=1)["source.decoder"] == 0
 
 
 def test_sharp_pictures_are_left_to_the_tracks():

@@ -145,15 +145,10 @@ def _newest_chain(network: Network, features: Tensor, camera: Tensor, S: int) ->
     """Per frame k the refined tokens when frame k + AFTER has come: zeros before the first window is finished."""
     out = torch.zeros_like(features)
     most = network.preset.windows
-    for k in range(len(features)):
-        done = (k + dc.AFTER + 1) // S
-        if done:
-            first = max(0, done - most)
-            clip = features[None, first * S : done * S]
-            if clip.shape[1] == (done - first) * S:
-                out[k] = network.depth.refine(network.depth.windows(clip, camera[k : k + 1]))[0]
-            else:
-                out[k] = out[k - 1]
+    for done in range(1, len(features) // S + 1):
+        first = max(0, done - most)
+        windows = network.depth.windows(features[None, first * S : done * S], camera[:1])
+        out[max(0, done * S - 1 - dc.AFTER) :] = network.depth.refine(windows)[0]
     return out
 
 
