@@ -39,6 +39,7 @@ from ..sim.motion import MotionPath
 from ..sim.render import View, prepare, render_depth, render_frame
 from ..sim.scene import view_camera
 from ..sim.sensor import Sensor
+from . import trajectory_table
 from .accuracy import DATA
 from .metrics import depth_metrics
 from .tables import number
@@ -280,6 +281,10 @@ def write_tables(
         raise BagError(f"data folder {data_dir} does not exist")
     rows = depth_rows(data_dir, folder or share_path("engines", "tiny"), sharp, only, on_progress)
     text = "## Table 1: depth\n\n" + depth_markdown(rows)
+    if not only:
+        config = Config(engine_dir=str(folder)) if folder else None
+        text += "\n## Table 2: detail error of the dense trajectory\n\n"
+        text += trajectory_table.table("test", "60ms", data_dir, config) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "tables.json", json.dumps({"depth": rows}, indent=1) + "\n")
     write_text(out / "tables.md", text)
