@@ -49,7 +49,7 @@ BLUR_PATH_POINTS = 21
 SHARP_BLUR_PX = 1.5  # shorter blur tells less than the tracks, and its refinement only costs time
 UNTRUSTED_BLUR_SHARE = 50 / 640  # of the width: tracks are biased by so long a blur, and the spline with them
 BLIND_VARIANCE_RAD2 = 1.0
-LEVER_ARM_VARIANCE_SCALE = 0.6  # calibrated on the development clips, as is 1 where the lever arm is unknown
+LEVER_ARM_VARIANCE_SCALE = 0.4  # calibrated on the development clips, as is 1 where the lever arm is unknown
 
 
 @dataclass
