@@ -167,12 +167,8 @@ class CrossBlur:
         exposure_s: float,
         blur_px: float,
         start: Start | None = None,
-        guess: SplineState | None = None,
     ) -> Refinement | None:
-        """Gauss–Newton from the start, under the spline's own prior; None where nothing can be compared.
-
-        guess  another trajectory to go on from, where it agrees better with the pictures
-        """
+        """Gauss–Newton from the start, under the spline's own prior; None where nothing can be compared."""
         start = start or self.start(sightings, solved, camera, exposure_s, blur_px)
         if start is None:
             return None
@@ -180,10 +176,6 @@ class CrossBlur:
         state, looks, iterations = start.state, start.looks, self._iterations
         if not start.warm:
             iterations = COLD_ITERATIONS if self._last is None else self._iterations + 1
-        if guess is not None:
-            tried = _looks(start.pairs, guess)
-            if _mean_log(_of(tried)) < _mean_log(_of(looks)):
-                state, looks, iterations = guess, tried, self._iterations
         for k in range(iterations):
             H, g = normal_equations(looks if k == 0 else _looks(start.pairs, state), state)
             H = H + prior

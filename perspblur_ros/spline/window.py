@@ -36,7 +36,6 @@ TRANSLATION_KNOT_S = 0.15
 TRANSLATION_ACCELERATION_PER_S = 3.0  # acceleration allowed per metre per second of allowed speed
 MIN_RATE_AMPLITUDE = 0.03
 GAUGE_PRECISION = 1e8
-MIN_TRACK_LENGTH = 3
 RHO_RANGE = (0.0, 5.0)
 LEVEL_ITERATIONS = 5
 RHO_TAIL = 4.0  # of the Student-like prior on inverse depth, in its variances: something may be very near
