@@ -28,13 +28,8 @@ def hat(v: ArrayLike) -> FloatArray:
 def rotate(phi: ArrayLike, v: ArrayLike) -> FloatArray:
     """exp(φ) v without the matrices; φ and v (..., 3), broadcast against each other."""
     phi, v = np.asarray(phi, float), np.asarray(v, float)
-    theta2 = np.einsum("...i,...i->...", phi, phi)[..., None]
-    theta = np.sqrt(theta2)
-    small = theta2 < _SMALL_RAD2
-    safe = np.where(small, 1.0, theta2)
+    a, b = _rodrigues(np.einsum("...i,...i->...", phi, phi)[..., None])
     once = _cross(phi, v)
-    a = np.where(small, 1 - theta2 / 6, np.sin(theta) / np.sqrt(safe))
-    b = np.where(small, 0.5 - theta2 / 24, (1 - np.cos(theta)) / safe)
     return v + a * once + b * _cross(phi, once)
 
 
@@ -53,12 +48,18 @@ def exp(phi: ArrayLike) -> FloatArray:
     phi = np.asarray(phi, float)
     x, y, z = phi[..., 0], phi[..., 1], phi[..., 2]
     angle2 = x * x + y * y + z * z
+    a, b = _rodrigues(angle2)
+    return _about(phi, 1.0 - b * angle2, b, a)
+
+
+def _rodrigues(angle2: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """sin θ / θ and (1 − cos θ) / θ² of squared angles."""
     small = angle2 < _SMALL_RAD2
     safe2 = np.where(small, 1.0, angle2)
     angle = np.sqrt(safe2)
     a = np.where(small, 1.0 - angle2 / 6.0, np.sin(angle) / angle)
     b = np.where(small, 0.5 - angle2 / 24.0, (1.0 - np.cos(angle)) / safe2)
-    return _about(phi, 1.0 - b * angle2, b, a)
+    return a, b
 
 
 def _about(phi: FloatArray, c: FloatArray, b: FloatArray, a: FloatArray) -> FloatArray:

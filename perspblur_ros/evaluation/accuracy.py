@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BagError
-from ..sim.evaluation_set import recipes, render
+from ..sim.evaluation_set import Recipe, recipes, render
 from .bags import TRUTH_DEPTH_TOPIC
 from .clips import write_simulated
 from .evaluate import ESTIMATE, INTERPOLATION, SPLINE, evaluate
@@ -40,12 +40,7 @@ def run_split(
 
     With ``bags`` the rendered bags are kept in that folder and those already there are used again.
     """
-    data_dir = Path(data_dir or DATA)
-    if not data_dir.is_dir():
-        raise BagError(f"data folder {data_dir} does not exist")
-    chosen = [(seed, recipe) for seed, recipe in enumerate(recipes(split)) if only in recipe.name]
-    if not chosen:
-        raise BagError(f"no clip of split {split} has '{only}' in its name")
+    data_dir, chosen = chosen_recipes(split, data_dir, only)
     rows = []
     for k, (seed, recipe) in enumerate(chosen):
         if on_progress:
@@ -67,6 +62,17 @@ def run_split(
     )
     write_text(out / "accuracy.md", accuracy_markdown(rows, heading))
     return rows
+
+
+def chosen_recipes(split: str, data_dir: Path | None, only: str) -> tuple[Path, list[tuple[int, Recipe]]]:
+    """The data folder, and the split's clips with ``only`` in their names, each with its seed; BagError without any."""
+    folder = Path(data_dir or DATA)
+    if not folder.is_dir():
+        raise BagError(f"data folder {folder} does not exist")
+    chosen = [(seed, recipe) for seed, recipe in enumerate(recipes(split)) if only in recipe.name]
+    if not chosen:
+        raise BagError(f"no clip of split {split} has '{only}' in its name")
+    return folder, chosen
 
 
 def measure(name: str, bag: Path, out: Path, assignments: Sequence[str] = ()) -> dict[str, Any]:

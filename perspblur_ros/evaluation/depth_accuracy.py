@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BagError
-from ..sim.evaluation_set import Recipe, recipes, render
-from .accuracy import DATA
+from ..sim.evaluation_set import Recipe, render
+from .accuracy import chosen_recipes
 from .bags import BagReader
 from .clips import write_simulated
 from .evaluate import evaluate
@@ -40,12 +39,7 @@ def run_depth(
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Render, replay and compare the clips of a split; write depth.json and depth.md; return the table's rows."""
-    data_dir = Path(data_dir or DATA)
-    if not data_dir.is_dir():
-        raise BagError(f"data folder {data_dir} does not exist")
-    chosen = [(seed, recipe) for seed, recipe in enumerate(recipes(split)) if only in recipe.name]
-    if not chosen:
-        raise BagError(f"no clip of split {split} has '{only}' in its name")
+    data_dir, chosen = chosen_recipes(split, data_dir, only)
     jobs = [(seed, recipe, recipe.name) for seed, recipe in chosen]
     jobs += [
         (seed, replace(recipe, lever_arm_m=(0.0, 0.0, 0.0)), f"control_{recipe.name}")
