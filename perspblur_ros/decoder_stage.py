@@ -12,6 +12,7 @@ from . import decoder
 from .camera import Shutter
 from .crossblur import Solved, Start, trusted_information
 from .engine import Engine
+from .errors import EngineError
 from .spline import SplineSolution, TrackWindow
 from .types import Frame, SparsePose
 
@@ -29,10 +30,12 @@ class DecoderStage:
     """Off (``network`` None) without an engine that holds a fitting prior.
 
     ``counts``: "fallback.no_decoder" where it is on and cannot say anything of a frame.
+    ``failure``: why the engine ended, empty while it runs; from then on the stage is off.
     """
 
     def __init__(self, engine: Engine | None, lag_frames: int, counts: Counter[str]) -> None:
         self.network = _network(engine)
+        self.failure = ""
         self._lag_fits = lag_frames == LAG_FRAMES
         self._counts = counts
 
@@ -76,9 +79,13 @@ class DecoderStage:
         return decoded
 
     def _decoded(self, frame: int, seen: decoder.Window, photometry: decoder.Photometry) -> decoder.Decoded | None:
-        """The step for ``frame``; None where it is not finite."""
+        """The step for ``frame``; None where it is not finite, or the engine has failed."""
         assert self.network is not None
-        decoded = decoder.decode(seen, photometry, self.network)
+        try:
+            decoded = decoder.decode(seen, photometry, self.network)
+        except EngineError as error:
+            self.network, self.failure = None, str(error)
+            return None
         return decoded if np.all(np.isfinite(decoded.state.c)) else None
 
 

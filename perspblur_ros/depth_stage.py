@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -46,11 +47,20 @@ class Posed(Protocol):
     R_start_from_cam: FloatArray
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What a network's map was made of, (2, h, h) each: log depth [log m] with its variance, or the variance's log."""
+
+    measured: Float32Array  # by the tracks, and the variance; UNMEASURED_VARIANCE where they say nothing
+    own: Float32Array  # by the network alone, and the log variance
+
+
 class DepthStage:
     """Frames and solved windows in, a depth map now and then.
 
-    engine, engine_name  what runs the network; None and "none" without one
+    engine       what runs the network, None without one
     due          whether ``depth_map`` has something new to say
+    fused        what went into the newest map, None where no network made one
     """
 
     def __init__(self, config: Config, counts: Counter[str]) -> None:
@@ -65,10 +75,20 @@ class DepthStage:
             counts["fallback.engine"] += selection.engine is None
         self.engine = selection.engine
         self._network = Incremental(selection.engine) if selection.engine else None
-        self.engine_name = selection.engine.name if selection.engine else "none"
+        self.fused: Fused | None = None
         clip_frames = selection.engine.manifest.sizes["clip_frames"] if selection.engine else 0
         self._recent: deque[Posed] = deque(maxlen=max(clip_frames, config.clip_frames))
         self.begin()
+
+    @property
+    def engine_name(self) -> str:
+        """What runs the network now (``auto`` may have changed it), "none" without one."""
+        return self.engine.name if self.engine else "none"
+
+    @property
+    def failure(self) -> str:
+        """Why the network has ended, one sentence; empty while it runs, and without one."""
+        return self._network.failure if self._network else ""
 
     def begin(self) -> None:
         """A new segment: nothing is known of its scene."""
@@ -119,10 +139,12 @@ class DepthStage:
                 return None
             posed, side = found, self._network.engine.manifest.sizes["head_px"]
             measured = self._measured(posed, Grid(side, side, posed.frame.camera.height, posed.frame.camera.width))
-            fused = self._network.depth(measured if self._scale_known else None)
+            known = measured if self._scale_known else None
+            fused = self._network.depth(known)
             if fused is None:
                 self.counts["fallback.network_depth"] += 1
                 return None
+            self.fused = Fused(self._network.unmeasured if known is None else known, fused.own)
             own = np.stack([fused.log_depth, np.exp(fused.log_variance)])
         return self._published(posed, own)
 

@@ -86,8 +86,8 @@ class Pipeline:
     counts    monotone: frames, drops and resets by cause, gate decisions, fallbacks
     stage_ms  recent wall milliseconds per stage
     shutter   the timing in force, assumed where the configuration leaves it open
-    engine_name  what runs the network, "none" without one
     decoder   the learned step; training puts its own here
+    depth_stage  what the newest depth map was made of
     """
 
     def __init__(self, config: Config) -> None:
@@ -112,9 +112,8 @@ class Pipeline:
         )
         self._depth = DepthPrior(scale_is_observable=lever_arm_m is not None)
         self._depth_given = False
-        self._depth_stage = DepthStage(config, self.counts)
-        self.engine_name = self._depth_stage.engine_name
-        self.decoder = DecoderStage(self._depth_stage.engine, config.lag_frames, self.counts)
+        self.depth_stage = DepthStage(config, self.counts)
+        self.decoder = DecoderStage(self.depth_stage.engine, config.lag_frames, self.counts)
         self._variance_scale = LEVER_ARM_VARIANCE_SCALE if config.lever_arm else 1.0
         self._timing = TimingEstimator(config.exposure_ns, config.readout_ns, config.samples_per_frame)
         self._period_ns = ASSUMED_PERIOD_NS
@@ -147,7 +146,7 @@ class Pipeline:
         with self._timed("optics"):
             self._posed.append(self._pose(frame, blind))
         with self._timed("network"):
-            self._depth_stage.add_frame(self._posed[-1], self.shutter, self._period_ns)
+            self.depth_stage.add_frame(self._posed[-1], self.shutter, self._period_ns)
         if self.config.densifier in PICTURE_DENSIFIERS:
             with self._timed("crossblur"):
                 self._crossblur.add_picture(frame.image, (frame.mid_ns - self._origin_ns) * 1e-9)
@@ -189,6 +188,16 @@ class Pipeline:
     def reset(self) -> None:
         """Forget what was seen; the next frame starts a new segment."""
         self._ring.reset()
+
+    @property
+    def engine_name(self) -> str:
+        """What runs the networks, "none" without any."""
+        return self.depth_stage.engine_name
+
+    @property
+    def engine_failure(self) -> str:
+        """Why the networks have ended in the middle of the stream, one sentence; empty while they run."""
+        return self.depth_stage.failure or self.decoder.failure
 
     # --- one frame ---------------------------------------------------------------------------------------------------
 
@@ -336,7 +345,7 @@ class Pipeline:
 
     def _with_depth(self, results: list[FrameResult]) -> list[FrameResult]:
         """The results, the last of them with the depth map that is due."""
-        if not results or not self._depth_stage.due:
+        if not results or not self.depth_stage.due:
             return results
         if self._solved is not None:
             window, stream = self._solved.window, self._solved.stream
@@ -346,12 +355,12 @@ class Pipeline:
                     window, camera, self._exposure_s, stream.solution, self._spline.translation_m_s
                 )
                 span_ns = len(window.mid_s) * self._period_ns
-                self._depth_stage.measure(depths, stream.R_start_from_ref, newest_ns, span_ns)
+                self.depth_stage.measure(depths, stream.R_start_from_ref, newest_ns, span_ns)
             except np.linalg.LinAlgError:
                 self.counts["fallback.no_depth"] += 1
         last = self._posed[max(self._emitted, 1) - 1]
-        depth = self._depth_stage.depth_map(last)
-        trusted = self._depth_stage.trusted(depth) if depth and not self._depth_given else None
+        depth = self.depth_stage.depth_map(last)
+        trusted = self.depth_stage.trusted(depth) if depth and not self._depth_given else None
         if trusted is not None:
             self._depth.set_map(trusted, last.R_start_from_cam, OWN_DEPTH_RELATIVE_SD)
         return [*results[:-1], replace(results[-1], depth=depth)]
@@ -444,7 +453,7 @@ class Pipeline:
         self._optics.cut()
         self._spline.reset()
         self._crossblur.reset()
-        self._depth_stage.begin()
+        self.depth_stage.begin()
         if not self._depth_given:
             self._depth.forget_map()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from perspblur_ros import detail_basis as db
 from perspblur_ros import so3
 from perspblur_ros.bspline import KnotGrid
 from perspblur_ros.camera import Camera
+from perspblur_ros.decoder_stage import DecoderStage
+from perspblur_ros.errors import EngineError
 from perspblur_ros.motion_prior import knot_precision
 from perspblur_ros.spline_state import SplineState
 
@@ -132,6 +136,19 @@ def test_a_confident_network_is_obeyed() -> None:
     moved = (decoded.coefficients - reduced.start[1]) / reduced.scale_px
     assert moved[0, 1] == pytest.approx(2.0, rel=0.02)
     assert np.abs(np.delete(moved.ravel(), 1)).max() < 0.02
+
+
+def test_an_engine_that_fails_ends_the_learned_step_not_the_stream() -> None:
+    def fail(graph, inputs):
+        raise EngineError("the GPU is lost")
+
+    prior = SimpleNamespace(inputs={"geometry": (1, 3 * dc.FEATURES)})
+    engine = SimpleNamespace(manifest=SimpleNamespace(graphs={"prior": prior}), run=fail)
+    stage = DecoderStage(engine, dc.AFTER, Counter())
+    assert stage.network is not None
+    w = window()
+    assert stage._decoded(0, w, photometry(w, smooth_move(w))) is None
+    assert (stage.network, stage.failure) == (None, "the GPU is lost")
 
 
 def test_features_mirror_with_the_motion() -> None:

@@ -139,8 +139,11 @@ class FakeEngine:
         self.calls: Counter[str] = Counter()
         self.measured: list[np.ndarray] = []
         self.broken = False
+        self.fails_after = float("inf")  # frames
 
     def run(self, graph, inputs):
+        if self.calls["encoder"] >= self.fails_after:
+            raise EngineError("the GPU is lost")
         self.calls[graph] += 1
         outputs = {name: np.zeros(shape, np.float32) for name, shape in self.manifest.graphs[graph].outputs.items()}
         if graph == "head":
@@ -183,6 +186,23 @@ def test_the_network_is_given_what_was_measured_of_the_frame_it_describes(engine
     assert np.median(np.abs(log_depth - np.log(true))[seen]) < 0.3
     run(c)  # lever arm unknown
     assert np.all(engine.measured[-1][1] == UNMEASURED_VARIANCE)
+
+
+@pytest.mark.parametrize("told", [list(ARM_M), []], ids=["measured", "lever arm unknown"])
+def test_what_was_fused_can_be_looked_at(engine, told):
+    stage = run(clip(), lever_arm=told)[0].depth_stage
+    np.testing.assert_array_equal(stage.fused.measured, engine.measured[-1])
+    np.testing.assert_array_equal(stage.fused.own, 0)
+    assert run(clip(), lever_arm=told, depth_every_frames=5)[0].engine_failure == ""
+
+
+def test_a_network_that_ends_says_why_and_the_geometry_goes_on(engine, caplog):
+    engine.fails_after = 7
+    pipeline, results = run(clip(), lever_arm=list(ARM_M))
+    assert pipeline.engine_failure == "the GPU is lost"
+    assert [record.getMessage() for record in caplog.records] == ["the network has ended: the GPU is lost"]
+    assert len(results) == N_FRAMES
+    assert [d.frame for d in maps(results)] == [0, 0]
 
 
 def test_a_network_that_gives_no_number_gives_no_map(engine):

@@ -7,6 +7,7 @@ run over those frames as one clip, and its cost does not depend on the length of
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from . import Engine
 from .interface import UNMEASURED_VARIANCE
 
 FloatArray = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Incremental:
 
     ``counts``: calls per graph, resets by a ``gap``, and ``non_finite`` results that were thrown away.
     ``failure``: why the engine ended, empty while it runs; from then on nothing comes out any more.
+    ``unmeasured`` (2, h, h): the measured depth of a frame of which nothing is known.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -46,8 +50,8 @@ class Incremental:
         self._S, self._T = sizes["window_frames"], sizes["clip_frames"]
         tokens = engine.manifest.graphs["encoder"].outputs["features"]
         head = engine.manifest.graphs["head"].inputs["measured"]
-        self._unmeasured = np.zeros(head, np.float32)
-        self._unmeasured[:, 1] = UNMEASURED_VARIANCE
+        self.unmeasured = np.zeros(head[1:], np.float32)
+        self.unmeasured[1] = UNMEASURED_VARIANCE
         self._nothing = np.zeros(tokens, np.float32)
         self._window_input = np.zeros((1, self._S, *tokens[1:]), np.float32)
         self._features: deque[tuple[int, FloatArray]] = deque(maxlen=self._T)
@@ -103,8 +107,8 @@ class Incremental:
         """
         if not self._windows:
             return None
-        given = self._unmeasured if measured is None else measured[None]
-        outputs = self._run("head", refined=self._refined, measured=given)
+        given = self.unmeasured if measured is None else measured
+        outputs = self._run("head", refined=self._refined, measured=given[None])
         if outputs is None:
             return None
         return WindowDepth(
@@ -144,6 +148,7 @@ class Incremental:
             outputs = self.engine.run(graph, inputs)
         except EngineError as error:
             self.failure = str(error)
+            _log.error("the network has ended: %s", error)
             self.reset()
             return None
         if all(np.isfinite(value).all() for value in outputs.values()):

@@ -154,23 +154,6 @@ def sharp_depth(engine: Engine, rendered: Rendered) -> FloatMap:
     return found.own[0]
 
 
-class _Listening:
-    """An engine that remembers what went into the head and what came out."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.name, self.manifest = engine, engine.name, engine.manifest
-        self.measured = self.own = np.zeros((0,), np.float32)
-
-    def run(self, graph: str, inputs: Mapping[str, FloatMap]) -> dict[str, FloatMap]:
-        outputs = self.engine.run(graph, inputs)
-        if graph == "head":
-            self.measured, self.own = inputs["measured"][0], outputs["own"][0]
-        return outputs
-
-    def close(self) -> None:
-        self.engine.close()
-
-
 def streamed_depths(rendered: Rendered, folder: Path) -> Iterator[tuple[int, dict[str, FloatMap]]]:
     """Replay a clip; stamp and log depth (and "sd", of the fused one) of every map from a full chain."""
     clip = rendered.clip
@@ -179,23 +162,22 @@ def streamed_depths(rendered: Rendered, folder: Path) -> Iterator[tuple[int, dic
         engine="onnxruntime", engine_dir=str(folder),
     )
     pipeline = Pipeline(config)
-    network = pipeline._depth_stage._network
-    assert network is not None
-    listening = network.engine = _Listening(network.engine)
     for k, (stamp_ns, frame) in enumerate(zip(clip.stamps_ns, clip.frames)):
         for result in pipeline.add_frame(int(stamp_ns), frame, clip.camera):
-            if result.depth is None or k + 1 < FULL_CHAIN:
+            fused = pipeline.depth_stage.fused
+            if result.depth is None or fused is None or k + 1 < FULL_CHAIN:
                 continue
             depth_m = result.depth.depth_m
             maps = {
-                "own": listening.own[0],
+                "own": fused.own[0],
                 "fused": np.log(depth_m),
                 "sd": np.asarray(np.sqrt(result.depth.variance_m2) / depth_m, np.float32),
             }
-            if listening.measured[1].min() < UNMEASURED_VARIANCE:
-                maps["measured"] = listening.measured[0]
+            if fused.measured[1].min() < UNMEASURED_VARIANCE:
+                maps["measured"] = fused.measured[0]
             yield result.depth.stamp_ns, maps
-    listening.close()
+    if pipeline.depth_stage.engine:
+        pipeline.depth_stage.engine.close()
 
 
 def depth_rows(

@@ -1,7 +1,7 @@
 """What /diagnostics says: four statuses, made from a snapshot of the node.
 
 input       rate, age, losses and drops by cause    ERROR when the camera is silent, WARN when something was lost
-processing  milliseconds per stage, queue, resets   WARN when frames are dropped because computing is too slow
+processing  milliseconds per stage, queue, resets   ERROR when the networks have ended, WARN when computing is too slow
 trajectory  what the gate decided, what was sent    WARN when results had to be withheld
 timing      exposure, readout and stamp as resolved
 """
@@ -33,6 +33,7 @@ class Snapshot:
     stage_ms        recent milliseconds per stage
     silence         why there are no images, one sentence; empty when they arrive
     engine          what runs the network, "none" without one; empty before there is a pipeline
+    engine_failure  why the networks have ended, one sentence; empty while they run
     publishers      of the image topic, where messages do not say whose they are (Jazzy) and all of them are taken
     """
 
@@ -50,6 +51,7 @@ class Snapshot:
     topic: str = ""
     publishers: int = 1
     engine: str = ""
+    engine_failure: str = ""
 
 
 def statuses(node_name: str, snapshot: Snapshot) -> list[DiagnosticStatus]:
@@ -97,6 +99,8 @@ def _processing(s: Snapshot) -> Made:
             values |= {f"{stage}.p{p}_ms": f"{v:.2f}" for p, v in zip(PERCENTILES, np.percentile(ms, PERCENTILES))}
             values[f"{stage}.mean_ms"] = f"{np.mean(ms):.2f}"
     values |= _with_prefix(s.counts, ("processed", "reset.", "fallback."))
+    if s.engine_failure:
+        return ERROR, f"the networks have ended, the geometry goes on alone: {s.engine_failure}", values
     overrun = s.recent.get("drop.queue", 0)
     if overrun:
         return WARN, f"computing is too slow: {overrun} frames were dropped lately", values

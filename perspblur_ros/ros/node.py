@@ -269,7 +269,7 @@ class PerspBlurNode(LifecycleNode):
         if worker:
             counts.update(worker.counts())
             shot.stage_ms, shot.backlog, shot.shutter = worker.stage_ms(), worker.backlog, worker.shutter
-            shot.engine = worker.engine_name
+            shot.engine, shot.engine_failure = worker.engine_name, worker.engine_failure
         if self._output:
             counts["imu.sent"], counts["imu.dropped"] = self._output.imu_counts()
         if source:

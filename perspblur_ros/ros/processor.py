@@ -29,8 +29,11 @@ class Pipeline(Protocol):
     counts: Counter[str]
     stage_ms: Any  # recent milliseconds by stage
     shutter: Any
-    engine_name: str
 
+    @property
+    def engine_name(self) -> str: ...
+    @property
+    def engine_failure(self) -> str: ...
     def add_frame(self, stamp_ns: int, image: Any, camera: Any) -> list[FrameResult]: ...
     def add_depth(self, stamp_ns: int, depth_m: Any) -> None: ...
     def flush(self) -> list[FrameResult]: ...
@@ -110,6 +113,10 @@ class Processor:
     @property
     def engine_name(self) -> str:
         return self._pipeline.engine_name
+
+    @property
+    def engine_failure(self) -> str:
+        return self._pipeline.engine_failure
 
     @property
     def shutter(self) -> Any:

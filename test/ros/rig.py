@@ -70,6 +70,7 @@ class FakePipeline:
 
     samples = 15
     engine_name = "none"
+    engine_failure = ""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -40,6 +40,8 @@ def values(status: DiagnosticStatus) -> dict[str, str]:
         ("input", {"publishers": 2}, WARN, "/image_raw has 2 publishers"),
         ("processing", {}, OK, "keeping up"),
         ("processing", {"recent": Counter({"drop.queue": 4})}, WARN, "computing is too slow: 4 frames"),
+        ("processing", {"engine_failure": "out of memory", "recent": Counter({"drop.queue": 4})}, ERROR,
+         "the networks have ended, the geometry goes on alone: out of memory"),
         ("processing", {"recent": Counter({"reset.gap": 1})}, WARN, "lately: reset.gap 1"),
         ("processing", {"recent": Counter({"fallback.engine": 1})}, WARN, "lately: fallback.engine 1"),
         ("trajectory", {}, OK, "publishing"),
@@ -98,6 +100,15 @@ def test_a_silent_camera_is_an_error_within_half_a_second(rig):
     assert 0.4 < min(took_s) < 0.6, "half a second, and what the message takes"
     rig.send()
     wait_until(lambda: rig.status("input").level != ERROR, "recovery with the first frame")
+
+
+def test_networks_that_ended_are_an_error(rig):
+    rig.start()
+    rig.send()
+    wait_until(lambda: rig.status("processing").level == OK, "a working node")
+    rig.pipelines[-1].engine_failure = "CUDA error 700"
+    wait_until(lambda: rig.status("processing").level == ERROR, "the failure")
+    assert rig.status("processing").message.endswith("CUDA error 700")
 
 
 def test_images_elsewhere_are_named(rig):
