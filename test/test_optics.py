@@ -316,6 +316,26 @@ def test_the_chain_corrects_row_times():
     assert told < 5e-4
 
 
+@pytest.mark.parametrize("frames", [1, 4], ids=["the keyframe alone", "frames after it"])
+def test_times_that_were_assumed_too_early_are_made_good(frames):
+    """The same poses as if the right times had been known: rates, and with them row times, go by time differences."""
+    scene, late_ns = Scene(seed=17, noise_px=0.1, readout_ns=20_000_000), 9_000_000
+    rate = np.array([0.2, 1.0, 0.0])
+    seen = [scene.sightings(k, so3.exp(rate * np.sin(0.1 * k) / 3), rate * np.cos(0.1 * k)) for k in range(8)]
+    early = [replace(s, mid_ns=s.mid_ns - late_ns) for s in seen[:frames]]
+
+    def later_poses(told: list[Sightings], by_ns: int) -> np.ndarray:
+        chain = KeyframeChain()
+        for s in told:
+            chain.add(s)
+        chain.shift(by_ns)
+        return np.array([chain.add(s).R_start_from_cam for s in seen[frames:]])
+
+    known = later_poses(seen[:frames], 0)
+    np.testing.assert_allclose(later_poses(early, late_ns), known, atol=1e-12)
+    assert np.abs(later_poses(early, 0) - known).max() > 1e-5
+
+
 def test_blur_and_shared_errors_widen_the_covariance():
     scene = Scene(seed=16, noise_px=0.3)
     seen = [scene.sightings(k, so3.exp([0.033 * k, 0, 0]), np.zeros(3)) for k in range(3)]

@@ -92,6 +92,18 @@ def test_a_shorter_exposure_never_turns_time_back():
     assert answer.cause == "drop.late"
 
 
+def test_stamps_that_turn_out_to_mean_something_else():
+    """Exposures of 100 ms were assumed, 10 ms are true: what is kept moves, and what comes is judged by the truth."""
+    ring, assumed, true = buffer(), Shutter(100 * MS, 0), Shutter(10 * MS, 4 * MS)
+    before = [ring.add(START + k * PERIOD, picture(k), CAMERA, assumed) for k in range(3)]
+    ring.retime(true)
+    assert [f.mid_ns for f in ring.frames()] == [f.stamp_ns + 7 * MS for f in before]
+    for kept, frame in zip(ring.frames(), before):
+        assert replace(kept, mid_ns=frame.mid_ns) == frame
+    assert isinstance(ring.add(START + 3 * PERIOD, picture(3), CAMERA, true), Frame)
+    assert causes(ring) == {}
+
+
 @pytest.mark.parametrize(
     ("changed", "cause"),
     [

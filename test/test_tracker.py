@@ -179,6 +179,22 @@ def test_a_track_that_ended_does_not_come_back():
     assert not ended & set(again.ids[alive(again)])
 
 
+def test_a_picture_that_is_skipped_ends_every_track():
+    t = tracker()
+    t.add(moved((0, 0)))
+    before = t.add(moved((1, 0)))
+    t.skip()
+    np.testing.assert_array_equal(t.table.ids, before.ids)  # what was seen stays, one frame further back
+    np.testing.assert_array_equal(t.table.pixels[:, :-1], before.pixels)
+    assert not alive(t.table).any()
+    again = t.add(moved((1, 0)))
+    assert alive(again).sum() > 0.8 * MAX_TRACKS
+    assert not set(before.ids) & set(again.ids[alive(again)])
+    for _ in range(TABLE_FRAMES):
+        t.skip()
+    assert len(t.table.ids) == 0
+
+
 def test_tracks_near_the_border_end():
     t = tracker()
     for k in range(6):
