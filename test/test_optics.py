@@ -324,16 +324,17 @@ def test_times_that_were_assumed_too_early_are_made_good(frames):
     seen = [scene.sightings(k, so3.exp(rate * np.sin(0.1 * k) / 3), rate * np.cos(0.1 * k)) for k in range(8)]
     early = [replace(s, mid_ns=s.mid_ns - late_ns) for s in seen[:frames]]
 
-    def later_poses(told: list[Sightings], by_ns: int) -> np.ndarray:
+    def later_poses(told: list[Sightings], by_ns: int | None = None) -> np.ndarray:
         chain = KeyframeChain()
         for s in told:
             chain.add(s)
-        chain.shift(by_ns)
+        if by_ns is not None:
+            chain.shift(by_ns)
         return np.array([chain.add(s).R_start_from_cam for s in seen[frames:]])
 
-    known = later_poses(seen[:frames], 0)
+    known = later_poses(seen[:frames])
     np.testing.assert_allclose(later_poses(early, late_ns), known, atol=1e-12)
-    assert np.abs(later_poses(early, 0) - known).max() > 1e-5
+    assert np.abs(later_poses(early) - known).max() > 1e-5
 
 
 def test_blur_and_shared_errors_widen_the_covariance():
