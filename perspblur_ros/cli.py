@@ -277,34 +277,47 @@ def bench(
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(help="depth; head (--start: of which checkpoint); trajectory.", show_default=False)
+        str,
+        typer.Argument(help="depth; head (of --start); trajectory; decoder; pure; ablation.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run: state, best checkpoint, curves.")],
     config: Annotated[
-        Path | None, typer.Option(help="Training configuration; default: the shipped one of the tiny preset.")
+        Path | None, typer.Option(help="Training configuration; default: tiny.yaml, of ablations ablation.yaml.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Data folder; without it scikit-image's pictures and simulated hands.")
     ] = None,
-    start: Annotated[Path | None, typer.Option(help="Checkpoint to begin with.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint or exported folder to begin with.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="Where the trajectory's examples are, or will be; default: --out.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
     sharp: Annotated[bool, typer.Option("--sharp", help="Depth: on sharp, still pictures, for comparison.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Train a network on rendered clips. Needs the extra [train]."""
+    """Train a network on rendered clips. Needs the extra [train].
+
+    trajectory: the Gauss-Newton layer; decoder: the attention decoder on it; pure: the same on the interpolation.
+    """
     from .share import share_path
 
-    if stage not in ("depth", "head", "trajectory"):
-        raise ConfigError(f"stage '{stage}' is none of depth, head, trajectory")
-    if sharp and stage == "trajectory":
+    if stage not in ("depth", "head", "trajectory", "decoder", "pure", "ablation"):
+        raise ConfigError(f"stage '{stage}' is none of depth, head, trajectory, decoder, pure, ablation")
+    if sharp and stage not in ("depth", "head"):
         raise ConfigError("--sharp is a comparison of the depth stage")
-    path = config or share_path("config", "training", "tiny.yaml")
+    path = config or share_path("config", "training", "ablation.yaml" if stage == "ablation" else "tiny.yaml")
     with _train_extra():
-        if stage == "trajectory":
+        if stage == "ablation":
+            from .training import ablation
+
+            ablation.run(path, data, out, start, examples)
+            _say(f"{out / ablation.RESULT}; `perspblur evaluate --table --ablations {out}` makes a table of it.")
+            return
+        if stage in ("trajectory", "decoder", "pure"):
             from .training import trajectory
 
-            best = trajectory.run(path, data, out, resume, minutes, start)
+            best = trajectory.run(stage, path, data, out, resume, minutes, start, examples)
         else:
             from .training import depth
 

@@ -193,12 +193,12 @@ def _add_parity(folder: Path, manifest: dict[str, Any], modules: Mapping[str, nn
         outputs = {key: tensor.numpy() for key, tensor in zip(entry["outputs"], tensors)}
         if engine is not None:
             found = engine.run(name, inputs)
-            entry["parity"] = _parity(name, outputs, found, PARITY[precision])
+            entry["parity"] = parity(name, outputs, found, PARITY[precision])
             outputs = found
         entry["probe"] = {key: [round(value, 7) for value in pair] for key, pair in moments(outputs).items()}
 
 
-def _parity(name: str, torch_outputs: Mapping[str, Any], found: Mapping[str, Any], allowed: float) -> dict[str, float]:
+def parity(name: str, torch_outputs: Mapping[str, Any], found: Mapping[str, Any], allowed: float) -> dict[str, float]:
     errors = {}
     for key, value in torch_outputs.items():
         rms = float(np.sqrt(np.mean(np.square(value)))) + 1e-3

@@ -23,6 +23,8 @@ from perspblur_ros.errors import ConfigError, EngineError  # noqa: E402
 from perspblur_ros.export import export_network, load_network  # noqa: E402
 from perspblur_ros.model.network import Network  # noqa: E402
 from perspblur_ros.model.presets import PRESETS  # noqa: E402
+from perspblur_ros.training import exported  # noqa: E402
+from perspblur_ros.training.exported import load_exported  # noqa: E402
 
 
 def network_of(preset):
@@ -83,6 +85,24 @@ def test_the_decoder_equals_torch(network, folder):
         expected = network.decode(clip["features"][:, 4], clip["refined"], *given)
     for ours, theirs in zip(found, expected):
         np.testing.assert_allclose(ours, theirs[0].numpy(), atol=1e-5)
+
+
+def test_weights_come_back_out_of_the_graphs(network, folder):
+    again, summary = load_exported(folder)
+    assert again.preset == network.preset
+    assert summary == {"steps": 3, "data": [{"licence": "MIT"}]}
+    inputs = clip_of(MICRO, MICRO.clip_frames)
+    for name, value in batch(network, *inputs).items():
+        np.testing.assert_allclose(batch(again, *inputs)[name].numpy(), value.numpy(), atol=1e-4)
+    for part in ("prior", "trajectory"):
+        for a, b in zip(getattr(network, part).parameters(), getattr(again, part).parameters()):
+            np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+def test_weights_that_are_not_those_of_the_graph_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(exported, "_weights", lambda graph: {})
+    with pytest.raises(EngineError, match="onnxruntime differs from torch"):
+        load_exported(folder)
 
 
 def test_the_manifest_states_parity_training_and_data(folder):

@@ -208,11 +208,15 @@ def small_network() -> Network:
 
 @pytest.mark.parametrize("stage", [depth.DepthStage, depth.HeadStage])
 def test_a_stage_learns_and_judges(material, monkeypatch, stage):
-    monkeypatch.setattr(depth, "POOL", 2)
     monkeypatch.setattr(depth, "HEAD_CLIPS", 2)
     monkeypatch.setattr(depth, "VALIDATION_CLIPS", 8)
     plan = loop.Schedule(iterations=1, batch=2)
-    made = stage(small_network(), plan, {"train": material, "validation": material}, SIZES)
+    if stage is depth.DepthStage:
+        cpu = torch.device("cpu")
+        pool = depth.training_pool(0, material, SIZES, cpu, size=2)
+        made = depth.DepthStage(small_network(), plan, SIZES, pool, list(depth.validation_clips(material, SIZES, cpu)))
+    else:
+        made = depth.HeadStage(small_network(), plan, {"train": material, "validation": material}, SIZES)
     encoder = next(made.network.depth.encoder.layers.parameters())
     made.loss(0).backward()
     assert (encoder.grad is not None) == (stage is depth.DepthStage)
@@ -221,6 +225,8 @@ def test_a_stage_learns_and_judges(material, monkeypatch, stage):
         numbers = made.validate()
     assert numbers["base_score"] == pytest.approx(numbers["score"], abs=1e-6)  # the correction starts at zero
     assert 0 < numbers["closed_form"] < 10
+    assert 0 <= numbers["own_delta1"] <= 1
+    assert numbers["fused_delta1"] > 0.2  # a clip is 16 × 16 depths and a hundred tracks
 
 
 PLAN = loop.Schedule(iterations=12, learning_rate=3e-2, warm_up=2, ema=0.5, validate_every=4)

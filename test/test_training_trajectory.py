@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,32 @@ def test_a_few_steps_learn_what_the_plain_step_leaves(tmp_path: Path) -> None:
         after = stage.validate()
     assert before["plain_step"] == after["plain_step"]
     assert after["learned"] < 0.9 * before["plain_step"]
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_the_attention_decoder_starts_at_its_guess_and_learns(pure: bool) -> None:
+    """Half of the guess is the truth: a few steps find out, and no frozen weight moves."""
+    network = Network(replace(PRESETS["tiny"], image_px=8, self_layers=1, encoder_layers=2, fused_layers=(1, 2)))
+    given, _ = examples(24)
+    seen = tt.looks(network.eval(), given)
+    prepared = tt.prepared(network, given, seen, pure)
+    truth = torch.stack([given.truth[:, 0], 0.5 * prepared.guess, given.truth[:, 2]], dim=1)
+    prepared = replace(prepared, examples=replace(given, truth=truth))
+    stage = tt.AttentionStage(network, Schedule(1, batch=24), prepared, prepared, pure)
+    frozen = [p.clone() for part in (network.depth, network.prior) for p in part.parameters()]
+    with torch.no_grad():
+        before = stage.validate()
+    assert before["decoded"] == pytest.approx(before["guess"], abs=1e-4)
+    assert pure == (before["guess"] == pytest.approx(before["interpolation"]))
+    optimiser = torch.optim.AdamW(stage.module.parameters(), lr=3e-3)
+    for step in range(30):
+        optimiser.zero_grad()
+        stage.loss(step).backward()
+        optimiser.step()
+    with torch.no_grad():
+        assert stage.validate()["decoded"] < 0.7 * before["decoded"]
+    for was, now in zip(frozen, [p for part in (network.depth, network.prior) for p in part.parameters()]):
+        assert torch.equal(was, now)
 
 
 def test_examples_survive_the_disk(tmp_path: Path) -> None:

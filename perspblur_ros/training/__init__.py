@@ -4,5 +4,9 @@ scenes.py       what trains and what validates, with licences; pictures with dep
 clips.py        blurred clips with their truth, rendered as they are used
 measurement.py  the depth that tracked points give, simulated
 depth.py        stage 1: the depth network
-loop.py         what both stages share: steps, validation, checkpoints, resume, curves
+trajectory_clips.py, examples.py   what the real pipeline saw of such clips
+trajectory.py   stage 2: the Gauss–Newton layer, the attention decoder
+ablation.py     networks that differ in one size, trained alike
+exported.py     weights back out of exported graphs
+loop.py         what all share: steps, validation, checkpoints, resume, curves
 """

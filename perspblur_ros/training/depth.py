@@ -9,7 +9,7 @@ The loss, where the paper names none:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from ..engine.interface import UNMEASURED_VARIANCE
 from ..errors import ConfigError
-from ..model.checkpoint import load_checkpoint
 from ..model.head import DepthHead, fuse
 from ..model.network import Network
-from ..model.presets import preset
 from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, measure, render
+from .exported import load_start
 from .loop import Schedule, Stage, device_of, load_config, schedule, train
 from .scenes import Material, load_material, sources
 
@@ -32,21 +31,19 @@ GRADIENT_FRAMES = 4  # of the clip's: the encoder learns from a random few, whic
 SCALE_SD = 0.4  # of the log size of the world, drawn anew whenever a clip is used
 POOL, FRESH = 96, 2  # clips kept; new ones per step, so that rendering does not outweigh training
 HEAD_CLIPS = 240
+DELTA = 1.25
 RESIDUAL_SHARES = (0.0, 0.5, 1.0)
 VALIDATION_CLIPS, VALIDATION_SEED = 96, 777
 
 
 class DepthStage:
-    """Encoder, windows and head together."""
+    """Encoder, windows and head together, on the clips of ``pool``; judged on ``validation``."""
 
-    def __init__(self, network: Network, plan: Schedule, material: dict[str, Material], sizes: ClipSizes) -> None:
-        self.network, self.plan, self.sizes = network, plan, sizes
+    def __init__(
+        self, network: Network, plan: Schedule, sizes: ClipSizes, pool: Pool, validation: Sequence[Clips]
+    ) -> None:
+        self.network, self.plan, self.sizes, self.pool, self.validation = network, plan, sizes, pool, validation
         self.module: nn.Module = network.depth
-        device = next(network.parameters()).device
-        self.pool = Pool(
-            plan.seed, lambda index: training_clip(index, plan.seed, material["train"], sizes, device), POOL, FRESH
-        )
-        self.validation = list(validation_clips(material["validation"], sizes, device))
 
     def loss(self, step: int) -> Tensor:
         rng = np.random.default_rng((self.plan.seed, 2, step))
@@ -143,7 +140,7 @@ def likelihood_loss(log_depth: Tensor, log_variance: Tensor, truth: Tensor) -> T
 
 
 def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, float]]:
-    """AbsRel of every way to a depth, a row per clip; ``base`` is the product of own and measured, uncorrected."""
+    """AbsRel and δ1 of ways to a depth, a row per clip; ``base`` is the product of own and measured, uncorrected."""
     log_depth, log_variance, own = head(tokens, clips.measured)
     base, _ = fuse(own, clips.measured)
     truth = clips.log_depth[:, None]
@@ -157,12 +154,16 @@ def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, 
         "fused": log_depth,
     }
     errors = {name: torch.expm1(way - truth).abs().clamp(max=10).mean(dim=(1, 2, 3)) for name, way in ways.items()}
+    near = {
+        name: (ways[name] - truth).abs().lt(np.log(DELTA)).float().mean(dim=(1, 2, 3)) for name in ("own", "fused")
+    }
     score = (log_depth - truth).abs().mean(dim=(1, 2, 3))
     base_score = (base - truth).abs().mean(dim=(1, 2, 3))
     nees = ((log_depth - truth) ** 2 * torch.exp(-log_variance)).mean(dim=(1, 2, 3))
     sd = torch.exp(0.5 * log_variance).mean(dim=(1, 2, 3))
     for i in range(len(truth)):
         row = {name: float(error[i]) for name, error in errors.items()}
+        row |= {f"{name}_delta1": float(share[i]) for name, share in near.items()}
         row |= {"score": float(score[i]), "base_score": float(base_score[i])}
         row |= {"nees": float(nees[i]), "sd": float(sd[i])}
         yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED_VARIANCE)}
@@ -176,8 +177,8 @@ def summarised(rows: list[dict[str, float]]) -> dict[str, float]:
     def mean(name: str, of: list[dict[str, float]]) -> float:
         return float(np.mean([row[name] for row in of])) if of else float("nan")
 
-    numbers = {name: mean(name, rows) for name in ("score", "base_score", "constant", "median", "own")}
-    numbers |= {name: mean(name, measured) for name in ("closed_form", "base", "fused", "nees", "sd")}
+    numbers = {name: mean(name, rows) for name in ("score", "base_score", "constant", "median", "own", "own_delta1")}
+    numbers |= {name: mean(name, measured) for name in ("closed_form", "base", "fused", "fused_delta1", "nees", "sd")}
     return numbers | {"control_fused": mean("fused", control), "control_sd": mean("sd", control)}
 
 
@@ -198,6 +199,12 @@ class Pool:
                 self._clips[index] = self.make(index)
         rng = np.random.default_rng((self.seed, 1, step))
         return [self._clips[int(i)] for i in rng.choice(np.arange(first, first + self.size), count, replace=False)]
+
+
+def training_pool(
+    seed: int, material: Material, sizes: ClipSizes, device: torch.device, size: int = POOL, fresh: int = FRESH
+) -> Pool:
+    return Pool(seed, lambda index: training_clip(index, seed, material, sizes, device), size, fresh)
 
 
 def training_clip(index: int, seed: int, material: Material, sizes: ClipSizes, device: torch.device) -> Clips:
@@ -258,12 +265,16 @@ def run(
     torch.manual_seed(plan.seed)
     if stage == "head" and start is None:
         raise ConfigError("the head is trained on a checkpoint of the depth stage: --start names it")
-    network, summary = (Network(preset(config["preset"])), {}) if start is None else load_checkpoint(start)
+    network, summary = load_start(start, config["preset"])
     network = network.to(device_of(device)).train()
     sizes = ClipSizes(
         network.preset.clip_frames, network.preset.image_px, network.preset.head_px, blurred=blurred
     )
     material = {split: load_material(data_dir, split) for split in ("train", "validation")}
-    made: Stage = (DepthStage if stage == "depth" else HeadStage)(network, plan, material, sizes)
+    made: Stage = HeadStage(network, plan, material, sizes) if stage == "head" else DepthStage(
+        network, plan, sizes,
+        training_pool(plan.seed, material["train"], sizes, device_of(device)),
+        list(validation_clips(material["validation"], sizes, device_of(device))),
+    )
     summary["data"] = sources(data_dir)
     return train(made, plan, out, resume, minutes, stage if blurred else f"{stage}_sharp", summary)

@@ -211,6 +211,12 @@ class _Run:
                 }
 
 
+def last_validation(out: Path) -> dict[str, float]:
+    """The numbers of a run's last validation, whether they were its best or not."""
+    with (out / "history.csv").open(newline="", encoding="utf-8") as file:
+        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items() if value}
+
+
 def rounded(row: Mapping[str, float]) -> dict[str, float | None]:
     """Four digits are all that means anything; JSON knows no NaN."""
     return {name: float(f"{value:.4g}") if math.isfinite(value) else None for name, value in row.items()}

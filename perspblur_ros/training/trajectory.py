@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from .. import decoder as dc
 from ..detail_basis import ORDERS, PER_FRAME, synthesis
 from ..errors import ConfigError
-from ..model.checkpoint import load_checkpoint
 from ..model.network import Network
-from ..model.presets import preset
 from .examples import Examples, gathered, load_examples, save_examples
-from .loop import Schedule, load_config, schedule, train
+from .exported import load_start
+from .loop import Schedule, Stage, load_config, schedule, train
 from .trajectory_clips import Material, draw, rows, sources
 
 SAMPLES = 15
@@ -152,6 +151,27 @@ def _newest_chain(network: Network, features: Tensor, camera: Tensor, S: int) ->
     return out
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Examples with what the frozen networks make of them; guess and sd (N, ORDERS, 3): the middle frame's path, px."""
+
+    examples: Examples
+    looks: Looks
+    guess: Tensor
+    sd: Tensor
+
+
+def prepared(network: Network, examples: Examples, seen: Looks, pure: bool) -> Prepared:
+    """The decoder starts at the Gauss–Newton path, or (``pure``) at the interpolation."""
+    if pure:
+        return Prepared(examples, seen, examples.interpolated[:, 1], torch.ones_like(examples.interpolated[:, 1]))
+    with torch.no_grad():
+        z, A = solve(examples, *network.eval().prior(examples.geometry))
+    variance = torch.linalg.inv(A).diagonal(dim1=1, dim2=2) * examples.scale_px.repeat(1, dc.UNKNOWNS // 3) ** 2
+    sd = coefficients(variance)[:, 1].sqrt().float()
+    return Prepared(examples, seen, examples.start[:, 1] + z[:, 1], sd)
+
+
 class AttentionStage:
     """The attention decoder: a residual on the Gauss–Newton path, or (``pure``) on the interpolation, as in the paper.
 
@@ -160,35 +180,25 @@ class AttentionStage:
     """
 
     def __init__(
-        self, network: Network, plan: Schedule, train: Examples, validation: Examples, pure: bool = False
+        self, network: Network, plan: Schedule, train: Prepared, validation: Prepared, pure: bool = False
     ) -> None:
         self.network, self.plan, self.pure = network, plan, pure
         self.module: nn.Module = network.trajectory
-        self.train, self.held_out = (self._prepared(examples) for examples in (train, validation))
-
-    def _prepared(self, examples: Examples) -> tuple[Examples, Looks, Tensor, Tensor]:
-        """Examples with their looks, and the guess of the middle frame, coefficients and sd (N, ORDERS, 3)."""
-        self.network.eval()
-        if self.pure:
-            guess, sd = examples.interpolated[:, 1], torch.ones_like(examples.interpolated[:, 1])
-        else:
-            with torch.no_grad():
-                z, A = solve(examples, *self.network.prior(examples.geometry))
-            variance = torch.linalg.inv(A).diagonal(dim1=1, dim2=2) * examples.scale_px.repeat(1, dc.UNKNOWNS // 3) ** 2
-            guess, sd = examples.start[:, 1] + z[:, 1], coefficients(variance)[:, 1].sqrt().float()
-        return examples, looks(self.network, examples), guess, sd
+        self.train, self.held_out = train, validation
 
     def loss(self, step: int) -> Tensor:
         rng = np.random.default_rng((self.plan.seed, step))
-        which = torch.as_tensor(rng.integers(len(self.train[0]), size=self.plan.batch))
+        which = torch.as_tensor(rng.integers(len(self.train.examples), size=self.plan.batch))
         return self._loss(*self._decoded(self.train, which, bool(rng.random() < 0.5), bool(rng.random() < 0.5)))
 
     def validate(self) -> dict[str, float]:
-        examples, _, guess, _ = self.held_out
+        examples, guess = self.held_out.examples, self.held_out.guess
         path, _, truth = self._decoded(self.held_out, torch.arange(len(examples)), False, False)
         error = detail_error(path, examples)
         score = relative_error(path, truth).mean()
-        return {"score": float(score), "decoded": error, "guess": detail_error(guess, examples)}
+        interpolation = detail_error(examples.interpolated[:, 1], examples)
+        given = {"guess": detail_error(guess, examples), "interpolation": interpolation}
+        return {"score": float(score), "decoded": error, **given}
 
     def _loss(self, path: Tensor, log_sd: Tensor, truth: Tensor) -> Tensor:
         error = (path - truth).detach()
@@ -196,16 +206,16 @@ class AttentionStage:
         return relative_error(path, truth).mean() + 0.02 * likelihood
 
     def _decoded(
-        self, prepared: tuple[Examples, Looks, Tensor, Tensor], which: Tensor, mirrored: bool, backward: bool
+        self, given: Prepared, which: Tensor, mirrored: bool, backward: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients, log sd and truth (B, ORDERS, 3)."""
-        examples, seen, guess, sd = prepared
+        examples, seen = given.examples, given.looks
         signs = torch.tensor([1.0, -1.0, -1.0] if mirrored else [1.0, 1.0, 1.0])
         odd = torch.tensor([-1.0, 1.0, -1.0, 1.0] if backward else [1.0] * ORDERS)[:, None]
         truth, interpolated = examples.truth[which, 1], examples.interpolated[which, 1]
-        truth, interpolated, own = (c * signs * odd for c in (truth, interpolated, guess[which]))
+        truth, interpolated, own = (c * signs * odd for c in (truth, interpolated, given.guess[which]))
         basis = torch.as_tensor(synthesis(SAMPLES), dtype=truth.dtype)
-        sd_path = (basis.square() @ sd[which].square()).sqrt()
+        sd_path = (basis.square() @ given.sd[which].square()).sqrt()
         path, log_sd = self.network.trajectory(
             seen.frame[int(mirrored), which].float(), seen.depth[int(mirrored), which].float(), examples.camera[which],
             basis @ interpolated, torch.cat([basis @ own, torch.ones_like(sd_path) if self.pure else sd_path], dim=-1),
@@ -214,31 +224,41 @@ class AttentionStage:
 
 
 def run(
-    config_path: Path, data_dir: Path | None, out: Path, resume: bool = False, minutes: float | None = None,
-    start: Path | None = None,
+    stage: str, config_path: Path, data_dir: Path | None, out: Path, resume: bool = False,
+    minutes: float | None = None, start: Path | None = None, examples: Path | None = None,
 ) -> dict[str, float]:
-    """Train the Gauss–Newton layer of the checkpoint ``start``, all else frozen, as a configuration says.
+    """Train one part of the checkpoint ``start``, all else frozen, as a configuration says.
 
-    What the pipeline saw is made first, into ``out``, and read from there the next time. Always on the CPU: the solve
-    is small, and in double precision.
+    stage     "trajectory", the Gauss–Newton layer; "decoder", the attention decoder on it; "pure", the same without it
+    examples  folder of what the pipeline saw of the training clips; made there first if need be. Default: ``out``
+
+    Always on the CPU: the solve is small, and in double precision.
     """
     config = load_config(config_path)
-    plan = schedule(config["trajectory"])
+    plan = schedule(config["trajectory" if stage == "trajectory" else "decoder"])
     if data_dir is None:
         raise ConfigError("the trajectory stage needs the data folder: --data names it")
     torch.manual_seed(plan.seed)
-    network, summary = (Network(preset(config["preset"])), {}) if start is None else load_checkpoint(start)
+    network, summary = load_start(start, config["preset"])
     out.mkdir(parents=True, exist_ok=True)
-    train_on, validation = (_examples(out, data_dir, split) for split in CLIPS)
-    stage = PriorStage(network.train(), plan, train_on, validation)
+    train_on, validation = (seen_by_the_pipeline(examples or out, data_dir, split) for split in CLIPS)
+    made: Stage
+    if stage == "trajectory":
+        made = PriorStage(network.train(), plan, train_on, validation)
+    else:
+        pure = stage == "pure"
+        given = [prepared(network, e, looks(network.eval(), e), pure) for e in (train_on, validation)]
+        made = AttentionStage(network, plan, given[0], given[1], pure)
     known = summary.get("data", [])
     summary["data"] = known + [entry for entry in sources(data_dir) if entry not in known]
-    return train(stage, plan, out, resume, minutes, "trajectory", summary)
+    return train(made, plan, out, resume, minutes, stage, summary)
 
 
-def _examples(out: Path, data_dir: Path, split: str) -> Examples:
-    path = out / f"{split}.safetensors"
+def seen_by_the_pipeline(folder: Path, data_dir: Path, split: str) -> Examples:
+    """Examples of a split; without a file of them in ``folder``, clips are drawn, run and written there."""
+    path = folder / f"{split}.safetensors"
     if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         material, found = Material(data_dir, split), []
         names: list[tuple[str, str]] = []
         for seed in track(range(CLIPS[split]), f"clips, {split}", transient=True):
