@@ -196,11 +196,14 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Of --table; default: ../shared/data beside the checkout.")] = None,
     engine_dir: Annotated[Path | None, typer.Option(help="Of --table: exported network; default: the shipped.")] = None,
     sharp: Annotated[Path | None, typer.Option(help="Of --table: a network trained on sharp, still frames.")] = None,
+    pure: Annotated[Path | None, typer.Option(help="Of --table: a network with the paper's pure decoder.")] = None,
+    ablations: Annotated[Path | None, typer.Option(help="Of --table: what `train ablation` wrote.")] = None,
     only: Annotated[str, typer.Option(help="Of --table: only clips whose name contains this.")] = "",
 ) -> None:
     """Compare a run with the truth: metrics.json, report.html, and a table."""
     if table:
-        _paper_tables(out or Path("tables"), data, engine_dir, sharp, only)
+        chosen = {"data_dir": data, "folder": engine_dir, "sharp": sharp, "pure": pure, "ablations": ablations}
+        _paper_tables(out or Path("tables"), **chosen, only=only)
         return
     if folder is None or truth is None:
         raise ConfigError("evaluate needs a run's folder and --truth, or --table")
@@ -537,11 +540,11 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[..., No
         yield advance
 
 
-def _paper_tables(out: Path, data: Path | None, engine_dir: Path | None, sharp: Path | None, only: str) -> None:
+def _paper_tables(out: Path, **chosen: Any) -> None:
     from .evaluation.paper_tables import write_tables
 
     with _progress("Clips") as advance:
-        text = write_tables(out, data, engine_dir, sharp, only, advance)
+        text = write_tables(out, on_progress=advance, **chosen)
     _say(text)
     _say(f"Tables: {out / 'tables.md'}")
 

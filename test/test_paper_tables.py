@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from perspblur_ros.errors import BagError
 from perspblur_ros.evaluation import paper_tables as pt
 from perspblur_ros.sim.evaluation_set import TEST
 
@@ -41,3 +42,17 @@ def test_the_table_has_a_line_per_way_and_columns_per_group():
     assert "| network alone, pixels only (the paper's form) | 0.400 | 0.100 | 0.200 |" in text
     assert "trained on sharp" not in text
     assert "| wide | 2 | 0.200 | 0.700 |" in text
+
+
+def test_only_what_was_measured_has_a_table():
+    row = {"kind": "residual", "name": "L = 6", "seed": 0, "parameters": 1000, "decoded": 0.1, "guess": 0.2}
+    text = pt.markdown({"depth": [], "trajectory": [], "ablation": [row]})
+    assert text.startswith("## Table 3: ablations")
+    assert "Table 1" not in text
+
+
+def test_a_name_that_no_clip_has_is_refused(tmp_path):
+    with pytest.raises(BagError, match="'nowhere' in its name"):
+        pt.write_tables(tmp_path, tmp_path, only="nowhere")
+    with pytest.raises(BagError, match="does not exist"):
+        pt.write_tables(tmp_path, tmp_path / "no data")

@@ -1,5 +1,6 @@
 """The paper's tables on our clips, by one command: `perspblur evaluate --table`. No torch: the shipped graphs run.
 
+Table 2 (trajectory) is made by ``trajectory_table``, Table 3 (ablations) by ``ablation_table``.
 Table 1 (depth): held-out places under held-out recordings, with a lever arm of 0.1 to 0.3 m, real tracks on rendered
 blur, and as a control without a lever arm. Every depth map that the stream publishes is compared with the truth.
 """
@@ -10,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,13 +35,15 @@ from ..sim.evaluation_set import (
     WIDTH,
     Recipe,
     load_place,
+    recipes,
     scaled_path,
 )
+from ..sim.evaluation_set import render as render_clip
 from ..sim.motion import MotionPath
 from ..sim.render import View, prepare, render_depth, render_frame
 from ..sim.scene import view_camera
 from ..sim.sensor import Sensor
-from . import trajectory_table
+from . import ablation_table, trajectory_table
 from .accuracy import DATA
 from .metrics import depth_metrics
 from .tables import number
@@ -47,6 +51,7 @@ from .writers import write_text
 
 FloatMap = NDArray[np.float32]
 
+SPLIT = "test"
 FRAMES = 18
 FULL_CHAIN = 12  # frames before maps count: the first ones know half of a clip
 METRICS = ("abs_rel", "delta1", "delta2")
@@ -180,31 +185,21 @@ def streamed_depths(rendered: Rendered, folder: Path) -> Iterator[tuple[int, dic
         pipeline.depth_stage.engine.close()
 
 
-def depth_rows(
-    data_dir: Path, folder: Path, sharp: Path | None = None, only: str = "",
-    on_progress: Callable[[int, int, str], None] | None = None,
-) -> list[dict[str, float | str]]:
-    """One row per clip: group, name, maps, and the metrics of every way, means over the clip's maps."""
-    chosen = [(seed, clip) for seed, clip in enumerate(DEPTH_CLIPS) if only in f"{clip.group}_{clip.recipe.name}"]
-    if not chosen:
-        raise BagError(f"no depth clip has '{only}' in its name")
-    sharp_engine = select_engine("onnxruntime", sharp).engine if sharp else None
-    rows = []
-    for done, (seed, clip) in enumerate(chosen):
-        if on_progress:
-            on_progress(done, len(chosen), clip.recipe.name)
-        rendered = render(clip, data_dir, seed)
-        found = []
-        for stamp_ns, ways in streamed_depths(rendered, folder):
-            if sharp_engine:
-                ways["sharp"] = sharp_depth(sharp_engine, rendered)
-            found.append(scores(ways, rendered.depth_m(stamp_ns)))
-        if not found:
-            raise EngineError(f"no depth map came of clip {rendered.clip.name}")
-        row: dict[str, float | str] = {"group": clip.group, "name": rendered.clip.name, "maps": len(found)}
-        row |= {key: float(np.mean([f[key] for f in found])) for key in found[0]}
-        rows.append({**row, "focal": rendered.clip.camera.focal_px / WIDTH})
-    return rows
+def depth_row(
+    chosen: DepthClip, data_dir: Path, seed: int, folder: Path, sharp: Engine | None = None
+) -> dict[str, float | str]:
+    """group, name, maps, and the metrics of every way, means over the clip's maps."""
+    rendered = render(chosen, data_dir, seed)
+    found = []
+    for stamp_ns, ways in streamed_depths(rendered, folder):
+        if sharp:
+            ways["sharp"] = sharp_depth(sharp, rendered)
+        found.append(scores(ways, rendered.depth_m(stamp_ns)))
+    if not found:
+        raise EngineError(f"no depth map came of clip {rendered.clip.name}")
+    row: dict[str, float | str] = {"group": chosen.group, "name": rendered.clip.name, "maps": len(found)}
+    row |= {key: float(np.mean([f[key] for f in found])) for key in found[0]}
+    return {**row, "focal": rendered.clip.camera.focal_px / WIDTH}
 
 
 def scores(maps: Mapping[str, FloatMap], true_m: FloatMap) -> dict[str, float]:
@@ -254,20 +249,52 @@ def depth_markdown(rows: Sequence[Mapping[str, float | str]]) -> str:
 
 
 def write_tables(
-    out: Path, data_dir: Path | None = None, folder: Path | None = None, sharp: Path | None = None, only: str = "",
+    out: Path, data_dir: Path | None = None, folder: Path | None = None, sharp: Path | None = None,
+    pure: Path | None = None, ablations: Path | None = None, only: str = "",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> str:
-    """Measure and write ``tables.json`` and ``tables.md``; returns the Markdown."""
+    """Measure and write ``tables.json`` and ``tables.md``; returns the Markdown.
+
+    folder     exported network of the pipeline; default: the shipped one
+    sharp      one trained on sharp, still frames; pure: one whose decoder is the paper's pure form
+    ablations  folder of `perspblur train ablation`, for Table 3
+    only       measure the clips that have this in their names
+    """
     data_dir = data_dir or DATA
     if not data_dir.is_dir():
         raise BagError(f"data folder {data_dir} does not exist")
-    rows = depth_rows(data_dir, folder or share_path("engines", "tiny"), sharp, only, on_progress)
-    text = "## Table 1: depth\n\n" + depth_markdown(rows)
-    if not only:
-        config = Config(engine_dir=str(folder)) if folder else None
-        text += "\n## Table 2: detail error of the dense trajectory\n\n"
-        text += trajectory_table.table("test", "60ms", data_dir, config) + "\n"
+    trained = ablation_table.load(ablations) if ablations else []
+    depths = [(seed, clip) for seed, clip in enumerate(DEPTH_CLIPS) if only in f"{clip.group}_{clip.recipe.name}"]
+    paths = [(seed, recipe) for seed, recipe in enumerate(recipes(SPLIT)) if only in recipe.name]
+    if not depths and not paths:
+        raise BagError(f"no clip of the tables has '{only}' in its name")
+    folder = folder or share_path("engines", "tiny")
+    config = Config(engine="onnxruntime", engine_dir=str(folder))
+    sharp_engine, pure_engine = (
+        select_engine("onnxruntime", chosen).engine if chosen else None for chosen in (sharp, pure)
+    )
+    rows: dict[str, list[Any]] = {"depth": [], "trajectory": [], "ablation": trained}
+    advance = on_progress or (lambda done, of, name: None)
+    for done, (seed, clip) in enumerate(depths):
+        advance(done, len(depths) + len(paths), clip.recipe.name)
+        rows["depth"].append(depth_row(clip, data_dir, seed, folder, sharp_engine))
+    for done, (seed, recipe) in enumerate(paths):
+        advance(len(depths) + done, len(depths) + len(paths), recipe.name)
+        found = trajectory_table.measured(render_clip(recipe, data_dir, seed), config, pure_engine)
+        rows["trajectory"].append({"name": recipe.name, "group": recipe.group, **found})
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "tables.json", json.dumps({"depth": rows}, indent=1) + "\n")
+    write_text(out / "tables.json", json.dumps(rows, indent=1) + "\n")
+    text = markdown(rows)
     write_text(out / "tables.md", text)
     return text
+
+
+def markdown(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The tables that have rows, each under its heading."""
+    made = {
+        "Table 1: depth": ("depth", depth_markdown),
+        "Table 2: trajectory": ("trajectory", trajectory_table.markdown),
+        "Table 3: ablations": ("ablation", ablation_table.markdown),
+    }
+    parts = [f"## {title}\n\n{make(rows[kind])}" for title, (kind, make) in made.items() if rows[kind]]
+    return "\n".join(parts)
