@@ -12,6 +12,8 @@ pytest.importorskip("matplotlib")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file  # noqa: E402
+
 from perspblur_ros.camera import Camera  # noqa: E402
 from perspblur_ros.displacement import J_rotation, J_translation, displacement_first_order  # noqa: E402
 from perspblur_ros.errors import ConfigError  # noqa: E402
@@ -256,6 +258,38 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatc
     kept.network, summary = load_checkpoint(tmp_path / "parts" / "best.safetensors")
     assert summary["training"]["step"] == best["step"]
     assert kept.validate()["score"] == pytest.approx(best["score"])
+
+
+class Forgetful(Toy):
+    """With dropout; ``dies_at`` a step in the middle."""
+
+    def __init__(self, dies_at: int = -1) -> None:
+        super().__init__()
+        self.dies_at = dies_at
+
+    def loss(self, step: int) -> torch.Tensor:
+        if step == self.dies_at:
+            raise KeyboardInterrupt
+        return super().loss(step) * torch.nn.functional.dropout(torch.ones(50), 0.5).mean()
+
+
+def test_a_run_that_was_killed_between_validations_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "draw_curves", lambda path, history: None)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    loop.train(Forgetful(), PLAN, whole, report=quiet)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(Forgetful(dies_at=7), PLAN, parts, report=quiet)
+    resumed = Forgetful()
+    steps = []
+    monkeypatch.setattr(resumed, "loss", lambda step: (steps.append(step), Forgetful.loss(resumed, step))[1])
+    torch.manual_seed(99)  # another process
+    loop.train(resumed, PLAN, parts, resume=True, report=quiet)
+    assert steps == [7, 8, 9, 10, 11]
+    states = [load_file(folder / "state.safetensors") for folder in (whole, parts)]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
 
 
 def test_curves_are_drawn(tmp_path):

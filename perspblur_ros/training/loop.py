@@ -1,8 +1,9 @@
 """What both stages share: AdamW with warm-up and cosine decay, a running mean of the weights, validation, resume.
 
 A run's folder holds ``state.safetensors`` (weights, running mean, optimiser; to resume), ``best.safetensors`` (the
-running mean of the best validation), ``history.csv`` and ``curves.png``. Batches and noise depend on the seed and the
-step alone, so a resumed run sees the data that an uninterrupted one would have seen.
+running mean of the best validation), ``history.csv`` and ``curves.png``. Batches, noise and dropout depend on the seed
+and the step alone, so a resumed run ends, bit by bit, where an uninterrupted one would have ended. The state is written
+at every validation and every SAVE_EVERY_S: so much is lost when a run is killed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..model.checkpoint import save_checkpoint
 from ..model.network import Network
+
+SAVE_EVERY_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def train(
             progress.update(task, completed=run.step, description=f"loss {run.recent:.3f}")
             if run.step % plan.validate_every == 0:
                 report(run.validate())
+            elif time.monotonic() - run.saved_s > SAVE_EVERY_S:
+                run.save()
     if run.step % plan.validate_every:
         report(run.validate())
     return run.best
@@ -130,7 +135,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )
-        self.step, self.recent, self.seconds = 0, math.nan, 0.0
+        self.step, self.recent, self.seconds, self.saved_s = 0, math.nan, 0.0, time.monotonic()
         self.best: dict[str, float] = {"score": math.inf}
         self.history: list[dict[str, float]] = []
 
@@ -139,6 +144,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.learning_rate * self.plan.factor(self.step)
         device = next(iter(self.parameters.values())).device
+        torch.manual_seed(self.plan.seed * 1_000_003 + self.step)  # dropout
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = self.stage.loss(self.step)
         self.optimiser.zero_grad(set_to_none=True)
@@ -188,6 +194,7 @@ class _Run:
         temporary = self.out / "state.part"
         save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata)
         os.replace(temporary, self.out / "state.safetensors")
+        self.saved_s = time.monotonic()
         write_history(self.out, self.history)
 
     def restore(self) -> None:
