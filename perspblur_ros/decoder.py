@@ -163,19 +163,17 @@ def unknowns_by_knots(window: Window) -> FloatArray:
 
 
 def _reduced(window: Window, M: FloatArray, covariance: FloatArray, mean: FloatArray, spline: FloatArray) -> Reduced:
-    px, offsets_s = db.pixel_units(window.camera), db.sample_offsets_s(window.exposure_s)
-    mids_s = window.mid_s[-FRAMES - 1 : -1]
-    start = [db.coefficients(window.start.rotation(t + offsets_s), px) for t in mids_s]
-    seen = window.R_optics[-FRAMES - 2 :]
-    interpolated = [
-        db.coefficients(so3.interpolate(t + offsets_s, window.mid_s[-FRAMES - 2 :], seen), px) for t in mids_s
-    ]
+    px = db.pixel_units(window.camera)
+    t = window.mid_s[-FRAMES - 1 : -1, None] + db.sample_offsets_s(window.exposure_s)
+    seen = slice(-FRAMES - 2, None)
+    paths = np.array([window.start.rotation(t), so3.interpolate(t, window.mid_s[seen], window.R_optics[seen])])
+    start, interpolated = db.coefficients(paths, px)
     phi = window.state.grid.mean_rows(window.mid_s[-BEFORE - AFTER - 1 :], window.exposure_s) @ window.state.c
     R = so3.exp(phi)
     means = so3.log(R[BEFORE].T @ R) * px
     known, trusted = (M @ cho_solve(cho_factor(L), M.T) for L in (window.information, window.trusted))
     return Reduced(
-        np.array(start), np.array(interpolated), np.diff(means, axis=0), covariance, mean, spline, trusted, known
+        start, interpolated, np.diff(means, axis=0), covariance, mean, spline, trusted, known
     )
 
 

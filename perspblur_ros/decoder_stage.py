@@ -72,8 +72,7 @@ class DecoderStage:
                 energy=solution.energy,
                 tracks=len(window.ids),
             )
-            patches = sum(len(disagreement) for disagreement in start.before)
-            photometry = decoder.Photometry(*start.normal_equations(), *start.medians(), patches)
+            photometry = decoder.Photometry(*start.normal_equations(), *start.medians(), start.patches)
             decoded = self._decoded(posed[-1 - decoder.AFTER].frame.index, seen, photometry)
         self._counts["fallback.no_decoder"] += decoded is None
         return decoded

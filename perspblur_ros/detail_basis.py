@@ -46,16 +46,20 @@ def sample_offsets_s(exposure_s: float) -> FloatArray:
 
 
 def path_about_mean(R: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Rotations (n, 3, 3) → rotation vectors about their mean (n, 3), free of mean, and the mean (3, 3)."""
-    mean = R[len(R) // 2]
+    """Rotations (..., n, 3, 3) → rotation vectors about their mean (..., n, 3), free of mean; the mean (..., 3, 3)."""
+    mean = R[..., R.shape[-3] // 2, :, :]
     for _ in range(MEAN_ITERATIONS):
-        mean = mean @ so3.exp(so3.log(mean.T @ R).mean(axis=0))
-    return so3.log(mean.T @ R), mean
+        mean = mean @ so3.exp(_about(mean, R).mean(axis=-2))
+    return _about(mean, R), mean
+
+
+def _about(mean: FloatArray, R: FloatArray) -> FloatArray:
+    return so3.log(np.swapaxes(mean, -1, -2)[..., None, :, :] @ R)
 
 
 def coefficients(R: FloatArray, px: FloatArray) -> FloatArray:
-    """Rotations at n even samples of a frame's exposure (n, 3, 3) → coefficients (ORDERS, 3), pixel units ``px``."""
-    return analysis(len(R)) @ path_about_mean(R)[0] * px
+    """Rotations at n even samples of a frame's exposure (..., n, 3, 3) → (..., ORDERS, 3), pixel units ``px``."""
+    return analysis(R.shape[-3]) @ path_about_mean(R)[0] * px
 
 
 def knot_map(state: SplineState, mid_s: float, exposure_s: float, px: FloatArray) -> FloatArray:

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 FloatArray = NDArray[np.float64]
 
 _SMALL_RAD2 = 1e-8  # below this squared angle the Taylor series is exact to double precision
+_NEARLY_REVERSED = -0.9  # cos θ below which the logarithm is left to scipy
 
 
 def hat(v: ArrayLike) -> FloatArray:
@@ -76,7 +77,20 @@ def _about(phi: FloatArray, c: FloatArray, b: FloatArray, a: FloatArray) -> Floa
 def log(R: ArrayLike) -> FloatArray:
     """Rotation vector of a rotation matrix, angle in [0, π]; (..., 3, 3) → (..., 3)."""
     R = np.asarray(R, float)
-    return Rotation.from_matrix(R.reshape(-1, 3, 3)).as_rotvec().reshape(*R.shape[:-1])
+    v = np.empty(R.shape[:-1])  # the axis times sin θ
+    v[..., 0] = R[..., 2, 1] - R[..., 1, 2]
+    v[..., 1] = R[..., 0, 2] - R[..., 2, 0]
+    v[..., 2] = R[..., 1, 0] - R[..., 0, 1]
+    v *= 0.5
+    cos = 0.5 * (R[..., 0, 0] + R[..., 1, 1] + R[..., 2, 2] - 1.0)
+    sin2 = np.einsum("...i,...i->...", v, v)
+    small = sin2 < _SMALL_RAD2
+    sin = np.sqrt(np.where(small, 1.0, sin2))
+    phi: FloatArray = v * np.where(small, 1.0 + sin2 / 6.0, np.arctan2(sin, cos) / sin)[..., None]
+    far = cos < _NEARLY_REVERSED
+    if far.any():  # sin θ no longer tells the axis
+        phi[far] = Rotation.from_matrix(R[far]).as_rotvec()
+    return phi
 
 
 def J_right(phi: ArrayLike) -> FloatArray:
@@ -117,7 +131,7 @@ def from_quat_xyzw(q: ArrayLike) -> FloatArray:
 def interpolate(t_s: ArrayLike, knots_s: ArrayLike, R_knots: FloatArray) -> FloatArray:
     """Piecewise geodesic interpolation (slerp); times outside are held at the ends.
 
-    t_s (M,), knots_s (N,) strictly increasing, R_knots (N, 3, 3) → (M, 3, 3).
+    t_s (...), knots_s (N,) strictly increasing, R_knots (N, 3, 3) → (..., 3, 3).
     """
     t = np.asarray(t_s, float)
     knots = np.asarray(knots_s, float)

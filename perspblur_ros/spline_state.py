@@ -31,7 +31,7 @@ class SplineState:
     lever_arm_m: FloatArray | None
 
     def rotation(self, t_s: FloatArray) -> FloatArray:
-        """R_ref_from_cam at ``t_s``, (M, 3, 3)."""
+        """R_ref_from_cam at ``t_s`` (...), (..., 3, 3)."""
         return so3.exp(self.grid.rows(t_s) @ self.c)
 
     def rate(self, t_s: FloatArray) -> FloatArray:

@@ -16,6 +16,8 @@ from ..displacement import J_rotation, J_translation
 from ..spline_state import SplineState
 from .pictures import PATCH, View
 
+AT_A_TIME = 32  # patches that are compared together: what fits into the processor's cache
+
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
@@ -31,7 +33,6 @@ class Patches:
     raw: FloatArray
     ideal: FloatArray
     row_s: FloatArray
-    held_out: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,17 @@ class Geometry:
 class Comparison:
     """Both blurred patches of every place, without mean and at one contrast.
 
-    a, b                 (P, n)
-    contrast             (P,) RMS before, the mean of both
-    power                (P,) mean square that both were brought to
-    gain                 (P,) what the first was multiplied by, and the second divided by
-    sampled_a, sampled_b (P, n, S, 3) light and its two gradients; mean_b (P, n, 3) the second's mean
+    a, b      (P, n)
+    contrast  (P,) RMS before, the mean of both
+    power     (P,) mean square that both were brought to
+    jacobian  (P, n, 3·knots + 3·translation knots) of the residual, axis by axis: ``PairTerm.columns``
     """
 
     a: Float32Array
     b: Float32Array
     contrast: Float32Array
     power: Float32Array
-    gain: Float32Array
-    sampled_a: Float32Array
-    sampled_b: Float32Array
-    mean_b: Float32Array
+    jacobian: Float32Array
 
     @property
     def residual(self) -> Float32Array:
@@ -86,12 +83,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Basis:
-    """Values of one spline's basis functions (P, S, K) over both exposures, and what the Jacobian needs of them.
+    """Values of one spline's basis functions (P, S, K) over both exposures, and how they move the places of reading.
 
-    Paths are about frame a's mean: ``about_a`` and ``about_b`` (P, K, S) are about each frame's own mean, ``shift``
-    (P, K) is from a's mean to b's.
+    Paths are about frame a's mean: ``about_a`` and ``about_b`` (P, S, K) are about each frame's own mean, ``shift``
+    (P, K) is from a's mean to b's. ``knots``: those that act in either exposure.
     """
 
+    knots: slice
     rows_a: FloatArray
     rows_b: FloatArray
     mean_a: FloatArray
@@ -100,14 +98,14 @@ class _Basis:
     shift: Float32Array
 
     @classmethod
-    def of(cls, grid: KnotGrid, t_a: FloatArray, t_b: FloatArray, knots: slice | None = None) -> _Basis:
+    def of(cls, grid: KnotGrid, t_a: FloatArray, t_b: FloatArray) -> _Basis:
+        knots = grid.span(float(t_a.min()), float(t_b.max()))
         rows_a, rows_b = grid.rows(t_a, knots), grid.rows(t_b, knots)
         mean_a, mean_b = rows_a.mean(axis=1), rows_b.mean(axis=1)
         about_a, about_b = (
-            np.ascontiguousarray((rows - mean[:, None]).transpose(0, 2, 1), np.float32)
-            for rows, mean in ((rows_a, mean_a), (rows_b, mean_b))
+            (rows - mean[:, None]).astype(np.float32) for rows, mean in ((rows_a, mean_a), (rows_b, mean_b))
         )
-        return cls(rows_a, rows_b, mean_a, about_a, about_b, (mean_b - mean_a).astype(np.float32))
+        return cls(knots, rows_a, rows_b, mean_a, about_a, about_b, (mean_b - mean_a).astype(np.float32))
 
 
 class PairTerm:
@@ -120,10 +118,8 @@ class PairTerm:
         self.offsets_s = ((np.arange(subsamples) + 0.5) / subsamples - 0.5) * exposure_s
         t_a = a.mid_s + patches.row_s[:, 0, None] + self.offsets_s
         t_b = b.mid_s + patches.row_s[:, 1, None] + self.offsets_s
-        self.knots = like.grid.span(float(t_a.min()), float(t_b.max()))
-        self._turning = _Basis.of(like.grid, t_a, t_b, self.knots)
-        self._free_translation = like.lever_arm_m is None
-        self._moving = _Basis.of(like.translation_grid, t_a, t_b) if self._free_translation else None
+        self._turning = _Basis.of(like.grid, t_a, t_b)
+        self._moving = _Basis.of(like.translation_grid, t_a, t_b) if like.lever_arm_m is None else None
         self._rays = camera.rays(patches.ideal)
         self._anchor = (patches.raw + 0.5) * a.scale - 0.5
         q = np.arange(PATCH) - PATCH // 2
@@ -131,7 +127,7 @@ class PairTerm:
 
     def geometry(self, state: SplineState) -> Geometry:
         """Where every patch's point is seen along both exposures: x = π(K Rᵀ(m̄ − ρ(p − p̄))), about frame a's mean."""
-        basis, c = self._turning, state.c[self.knots]
+        basis, c = self._turning, state.c[self._turning.knots]
         phi_a, phi_b = basis.rows_a @ c, basis.rows_b @ c
         phi_mean = basis.mean_a @ c
         p_a, p_b = self._positions(state, phi_a, phi_b)
@@ -153,7 +149,8 @@ class PairTerm:
     def _positions(self, state: SplineState, phi_a: FloatArray, phi_b: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Camera positions in the reference frame along both exposures, (P, S, 3) metres."""
         if self._moving is not None:
-            return self._moving.rows_a @ state.d, self._moving.rows_b @ state.d
+            d = state.d[self._moving.knots]
+            return self._moving.rows_a @ d, self._moving.rows_b @ d
         r = np.asarray(state.lever_arm_m, float)
         return so3.rotate(phi_a, r) - r, so3.rotate(phi_b, r) - r
 
@@ -174,11 +171,18 @@ class PairTerm:
         return G, A @ np.swapaxes(so3.exp(phi), 1, 2)
 
     def compare(self, g: Geometry) -> Comparison:
-        """Both blurred patches compared, with what their gradients contribute."""
+        """Both blurred patches compared, and the derivative of their residual by the knots.
+
+        The places of reading x_s move with the knots, so each blurred patch has ∂ mean_s I(x_s) = mean_s ∇I(x_s) ∂x_s;
+        light and derivative come out of one product per patch.
+        """
         at_a, at_b = self._centres(g)
-        sampled_a, sampled_b = self._sampled(self.a.picture, at_a), self._sampled(self.b.picture, at_b)
-        mean_a, mean_b = _mean_along(sampled_a), _mean_along(sampled_b)
-        return Comparison(*_normalised(mean_a[..., 0], mean_b[..., 0]), sampled_a, sampled_b, mean_b)
+        by_a, by_b = self._reading(g)
+        parts = []
+        for some in (slice(k, k + AT_A_TIME) for k in range(0, len(at_a), AT_A_TIME)):
+            a, b = self._sampled(self.a.picture, at_a[some]), self._sampled(self.b.picture, at_b[some])
+            parts.append(_compared(a, by_a[some], b, by_b[some]))
+        return Comparison(*(np.concatenate(part) for part in zip(*parts)))
 
     def disagreement(self, g: Geometry) -> FloatArray:
         """``Comparison.disagreement`` without the gradients (P,)."""
@@ -204,61 +208,61 @@ class PairTerm:
         out: NDArray[Any] = cv2.remap(picture, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return out.reshape(P, len(self._q), S, *picture.shape[2:])
 
-    def jacobian(self, g: Geometry, compared: Comparison, patches: NDArray[np.int64]) -> Float32Array:
-        """∂residual of some patches (patches, n, 3·knots + 3·translation knots), axis by axis: ``columns``.
-
-        With E_a = −∇I_a G_b and E_b = −∇I_b G_a along each other's paths, ∂a = mean_s b_b(s) E_a(s) and
-        ∂b = mean_s b_a(s) E_b(s) + (b̄_b − b̄_a) mean_s ∇I_b G_b; mean and contrast are taken off E, which is smaller.
-        """
-        J = self._by_knots(g.G_a, g.G_b, self._turning, compared, patches)
-        if self._moving is None or g.T_a is None or g.T_b is None:
-            return J
-        return np.concatenate([J, self._by_knots(g.T_a, g.T_b, self._moving, compared, patches)], axis=2)
+    def _reading(self, g: Geometry) -> tuple[Float32Array, Float32Array]:
+        """What takes the samples of a blurred patch, light and gradients (3 S), to its light and its derivative."""
+        s = np.float32(self.a.scale / len(self.offsets_s))
+        bases = [(self._turning, g.G_a, g.G_b)]
+        if self._moving is not None and g.T_a is not None and g.T_b is not None:
+            bases.append((self._moving, g.T_a, g.T_b))
+        by_a, by_b = [], []
+        for basis, G_a, G_b in bases:
+            own, other = (s * G.astype(np.float32)[:, None, :, :, None] for G in (G_a, G_b))
+            by_a.append(-basis.about_b[:, :, None, None] * other)
+            by_b.append(basis.shift[:, None, None, None] * other - basis.about_a[:, :, None, None] * own)
+        return _with_light(by_a), _with_light(by_b)
 
     def columns(self, translation_from: int) -> NDArray[np.int64]:
         """Where the Jacobian's columns belong among the unknowns (c, d), which are ordered knot by knot."""
         axes = np.arange(3)[:, None]
-        turning = (3 * np.arange(self.knots.start, self.knots.stop) + axes).ravel()
-        if self._moving is None:
-            return turning
-        moving = (translation_from + 3 * np.arange(self._moving.rows_a.shape[2]) + axes).ravel()
-        return np.concatenate([turning, moving])
-
-    def _by_knots(
-        self, G_a: FloatArray, G_b: FloatArray, basis: _Basis, compared: Comparison, patches: NDArray[np.int64]
-    ) -> Float32Array:
-        P, n, S = len(patches), len(self._q), compared.sampled_a.shape[2]
-        gain = (compared.gain[patches] * np.float32(self.a.scale))[:, None, None]
-        other_gain = np.float32(self.a.scale) ** 2 / gain
-        E = np.empty((P, n, 3, 2 * S + 1), np.float32)
-        _along(compared.sampled_a[patches], G_b[patches] / -S * gain, out=E[..., :S])
-        _along(compared.sampled_b[patches], G_a[patches] / S * other_gain, out=E[..., S : 2 * S])
-        _along(compared.mean_b[patches, :, None], -G_b[patches] * other_gain, out=E[..., 2 * S :])
-        # bringing both to one contrast: r = a √(n_b/n_a) − b √(n_a/n_b), n = √(mean i² + 1)
-        a, b = compared.a[patches], compared.b[patches]
-        common = (a + b) * (0.5 / (n * compared.power[patches]))[:, None]
-        flat = E.reshape(P, n, -1)
-        changes = np.stack([np.full_like(a, 1 / n), a, b], axis=1) @ flat  # (P, 3, 3 · 2S+1): means, and of contrasts
-        changes = changes.reshape(P, 3, 3, -1)
-        contrast = np.concatenate([changes[:, 1, :, :S], changes[:, 2, :, S:]], axis=2).reshape(P, 1, -1)
-        flat -= changes[:, 0].reshape(P, 1, -1)
-        flat -= common[:, :, None] * contrast
-        rows = np.concatenate([basis.about_b[patches], basis.about_a[patches], basis.shift[patches, :, None]], axis=2)
-        return (E.reshape(P, 3 * n, -1) @ rows.transpose(0, 2, 1)).reshape(P, n, -1)
+        turning, moving = self._turning.knots, self._moving.knots if self._moving else slice(0, 0)
+        return np.concatenate([
+            (3 * np.arange(turning.start, turning.stop) + axes).ravel(),
+            (translation_from + 3 * np.arange(moving.start, moving.stop) + axes).ravel(),
+        ])
 
 
-def _mean_along(sampled: Float32Array) -> Float32Array:
-    """Mean over the path: (P, n, S, 3) → (P, n, 3), as one matrix product."""
-    P, n, S, channels = sampled.shape
-    mean = np.tile(np.eye(channels, dtype=np.float32) / S, (S, 1))
-    return (sampled.reshape(P * n, S * channels) @ mean).reshape(P, n, channels)
+def _with_light(moved: list[Float32Array]) -> Float32Array:
+    """∂x_s / S by each spline's knots, (P, S, 2, 3, K) → (P, 3 S, 1 + columns): the first column takes the light."""
+    P, S = moved[0].shape[:2]
+    flat = [part.reshape(P, S, 2, -1) for part in moved]
+    out = np.zeros((P, S, 3, 1 + sum(part.shape[3] for part in flat)), np.float32)
+    out[:, :, 0, 0] = 1 / S
+    first = 1
+    for part in flat:
+        out[:, :, 1:, first : first + part.shape[3]] = part
+        first += part.shape[3]
+    return out.reshape(P, 3 * S, -1)
 
 
-def _along(sampled: Float32Array, G: FloatArray, out: Float32Array) -> None:
-    """The gradients of ``sampled`` (P, n, S, 3) times G (P, 2, 3), into (P, n, 3, S)."""
-    by_x, by_y = (G[:, axis, None, :, None].astype(np.float32) for axis in (0, 1))
-    np.multiply(sampled[:, :, None, :, 1], by_x, out=out)
-    out += sampled[:, :, None, :, 2] * by_y
+def _compared(
+    sampled_a: Float32Array, by_a: Float32Array, sampled_b: Float32Array, by_b: Float32Array
+) -> tuple[Float32Array, ...]:
+    """The fields of a ``Comparison`` from the samples (P, n, S, 3) of both patches.
+
+    Both are brought to one contrast, r = a √(n_b/n_a) − b √(n_a/n_b) with n = √(mean i² + 1), and n moves as well.
+    """
+    P, n = sampled_a.shape[:2]
+    blurred_a, blurred_b = sampled_a.reshape(P, n, -1) @ by_a, sampled_b.reshape(P, n, -1) @ by_b
+    a, b, contrast, power, gain = _normalised(blurred_a[..., 0], blurred_b[..., 0])
+    J_a, J_b = blurred_a[..., 1:], blurred_b[..., 1:]
+    J_a *= gain[:, None, None]
+    J_b /= gain[:, None, None]
+    brighter = b[:, None] @ J_b - a[:, None] @ J_a
+    J = np.subtract(J_a, J_b)
+    mean = np.full((1, n), np.float32(1 / n)) @ J
+    common = (a + b) * (0.5 / (n * power))[:, None]
+    J += np.stack([np.full_like(a, -1), common], axis=2) @ np.concatenate([mean, brighter], axis=1)
+    return a, b, contrast, power, J
 
 
 def _normalised(

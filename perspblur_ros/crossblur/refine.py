@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from .pictures import PATCH, Grey, View, view
 
 FloatArray = NDArray[np.float64]
 
-SUBSAMPLES_PER_PX = 1.0  # of blur at the working scale
+SUBSAMPLES_PER_PX = 0.7  # of blur at the working scale
 MIN_SUBSAMPLES, MAX_SUBSAMPLES = 5, 31
 TEMPER = 30.0
 NOISE_FLOOR, NOISE_SHARE, CONTRAST_SHARE = 0.35, 0.7, 0.15
@@ -26,7 +26,6 @@ KERNEL_SCALE2 = 4.0
 MIN_CONTRAST = 1.5
 MIN_TRACK_WEIGHT = 0.25
 MIN_PATCHES = 8
-AT_A_TIME = 32  # patches that are linearised together: what fits into the processor's cache
 COLD_ITERATIONS = 8
 MIN_HELD_OUT = 6
 LIVELY_ENERGY = 2.0  # prior energy per degree of freedom that real hand motion easily has
@@ -38,6 +37,8 @@ MAX_ENERGY_RATIO = 1.4
 LONG_PAIR = 3  # frames between the newest and the one it is compared with besides its neighbour: against drift
 PICTURES_SAY = 2.0  # times their tempered information, in the refinement: with 1 a tenth more error is left
 DISAGREEMENT_FLOOR = 0.05  # of the contrast: below it, better is not more probable
+POOR_START = -1.5  # mean log disagreement above which the pictures' gradients may not lead to the solution
+COARSE_STEPS, COARSER = 3, 2  # steps on pictures of half the size, which lead from farther away
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,14 @@ class Look:
 class Start:
     """The newest pictures compared at the trajectory that a solution starts from.
 
-    state     the solved spline, or (``warm``) moved as the last solution moved it, whichever agrees better
-    before    disagreement of the solved spline, per pair
+    pairs     what is solved; held_out: what judges
+    state     the solved spline, or (``warm``) one that agrees better
+    before    disagreement of the held-out patches at the solved spline
     """
 
     pairs: list[PairTerm]
-    before: list[FloatArray]
+    held_out: list[PairTerm]
+    before: FloatArray
     state: SplineState
     looks: list[Look]
     warm: bool
@@ -106,6 +109,10 @@ class Start:
     def moved(self, state: SplineState) -> Start:
         """The same pictures compared at another trajectory."""
         return replace(self, state=state, looks=_looks(self.pairs, state), warm=True)
+
+    @property
+    def patches(self) -> int:
+        return sum(len(pair.patches.tracks) for pair in (*self.pairs, *self.held_out))
 
     def normal_equations(self) -> tuple[FloatArray, FloatArray]:
         """Tempered information and gradient of the pictures over (c, d)."""
@@ -134,31 +141,42 @@ class CrossBlur:
 
     def reset(self) -> None:
         self._views: deque[View] = deque(maxlen=self._pairs + 1)
+        self._coarse_views: deque[View] = deque(maxlen=self._pairs + 1)
         self._last: tuple[SplineState, SplineState] | None = None  # what was solved, and its refinement
 
     def add_picture(self, image: Grey, mid_s: float) -> None:
         """The next frame's picture at 1/``scale``; a change of scale starts afresh."""
         if self._views and self._views[-1].scale != 1 / self.scale:
             self._views.clear()
+            self._coarse_views.clear()
         self._views.append(view(image, self.scale, mid_s))
+        self._coarse_views.append(view(image, COARSER * self.scale, mid_s))
 
     def start(
         self, sightings: Sightings, solved: Solved, camera: Camera, exposure_s: float, blur_px: float
     ) -> Start | None:
         """Where a refinement of the solved spline starts; None where nothing can be compared.
 
+        From the better of the solved spline and that spline moved as the last solution moved it; where neither explains
+        the pictures, a few steps on coarser ones come first: their gradients reach farther.
+
         blur_px  length of the blur path, full-size pixels: decides on sub-samples and on how far tracks are trusted
         """
-        pairs = self._pair_terms(sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
+        given = (sightings, solved.state, solved.weights, camera, exposure_s, blur_px)
+        pairs, held_out = self._pair_terms(self._views, *given)
         if not pairs:
             return None
-        before = _disagreement(pairs, solved.state)
+        before = _disagreement(held_out, solved.state)
+        state, level, warm = solved.state, _mean_log(before), False
         carried = self._carried(solved, exposure_s)
         if carried is not None:
-            looks = _looks(pairs, carried)
-            if _mean_log(_of(looks)) < _mean_log(before):
-                return Start(pairs, before, carried, looks, warm=True)
-        return Start(pairs, before, solved.state, _looks(pairs, solved.state), warm=False)
+            state, level, warm = _better(held_out, state, level, warm, carried)
+        if level > POOR_START:
+            coarse, _ = self._pair_terms(self._coarse_views, *given)
+            if coarse:
+                near = _approached(coarse, state, solved, trusted_information(solved, blur_px))
+                state, level, warm = _better(held_out, state, level, warm, near)
+        return Start(pairs, held_out, before, state, _looks(pairs, state), warm)
 
     def refine(
         self,
@@ -178,9 +196,7 @@ class CrossBlur:
         if not start.warm:
             iterations = COLD_ITERATIONS if self._last is None else self._iterations + 1
         for k in range(iterations):
-            H, g = normal_equations(looks if k == 0 else _looks(start.pairs, state), state)
-            H, g = PICTURES_SAY * H + prior, PICTURES_SAY * g
-            step = -cho_solve(cho_factor(H), g + prior @ (_flat(state) - _flat(solved.state)))
+            step, H = _step(looks if k == 0 else _looks(start.pairs, state), state, solved, prior)
             state = _moved(state, step)
             if np.abs(step[: 3 * state.grid.count]).max() * camera.focal_px < CONVERGED_PX:
                 break
@@ -189,7 +205,7 @@ class CrossBlur:
     def judge(self, start: Start, solved: Solved, state: SplineState, information: FloatArray) -> Refinement:
         """What the gate thinks of a trajectory; the next start is moved as far as this one was."""
         self._last = solved.state, state
-        return _judged(start.pairs, start.before, state, solved, information)
+        return _judged(start, state, solved, information)
 
     def disagreement(
         self,
@@ -205,8 +221,8 @@ class CrossBlur:
         Nothing was fitted to the pictures, so every patch is held out: the right exposure has the least. NaN where
         nothing can be compared.
         """
-        pairs = self._pair_terms(sightings, state, weights, camera, exposure_s, blur_px)
-        return _mean_log(_disagreement(pairs, state)) if pairs else float("nan")
+        pairs, held_out = self._pair_terms(self._views, sightings, state, weights, camera, exposure_s, blur_px)
+        return _mean_log(_disagreement([*pairs, *held_out], state)) if pairs else float("nan")
 
     def _carried(self, solved: Solved, exposure_s: float) -> SplineState | None:
         """The solved spline, moved as the last solution moved it up to where two frames had settled it.
@@ -234,31 +250,40 @@ class CrossBlur:
 
     def _pair_terms(
         self,
+        views: Sequence[View],
         sightings: Sightings,
         like: SplineState,
         weights: FloatArray,
         camera: Camera,
         exposure_s: float,
         blur_px: float,
-    ) -> list[PairTerm]:
-        views = list(self._views)
+    ) -> tuple[list[PairTerm], list[PairTerm]]:
+        """The newest pairs of frames: the patches that are solved, and those that are held out."""
         subsamples = 1
         if views:
             wanted = np.ceil(SUBSAMPLES_PER_PX * blur_px * views[-1].scale)
             subsamples = int(np.clip(wanted, MIN_SUBSAMPLES, MAX_SUBSAMPLES))
-        terms = []
         newest = min(len(views), sightings.raw.shape[1])
         compared = [(-back - 1, -back) for back in range(newest - 1, 0, -1)]
         if newest > LONG_PAIR:
             compared.append((-1 - LONG_PAIR, -1))
+        pairs: list[PairTerm] = []
+        held_out: list[PairTerm] = []
         for a, b in compared:
-            patches = self._chosen(views[a], sightings, weights, a, b)
-            if len(patches.tracks) >= MIN_PATCHES:
-                terms.append(PairTerm(views[a], views[b], patches, camera, exposure_s, subsamples, like))
-        return terms
+            chosen = self._chosen(views[a], sightings, weights, a, b)
+            if len(chosen) < MIN_PATCHES:
+                continue
+            aside = sightings.ids[chosen] % HELD_OUT == HELD_OUT - 1
+            for terms, j in ((pairs, chosen[~aside]), (held_out, chosen[aside])):
+                if len(j):
+                    patches = Patches(j, sightings.raw[j, a], sightings.ideal[j, a], sightings.row_s[j][:, [a, b]])
+                    terms.append(PairTerm(views[a], views[b], patches, camera, exposure_s, subsamples, like))
+        return pairs, held_out
 
-    def _chosen(self, view_a: View, sightings: Sightings, weights: FloatArray, a: int, b: int) -> Patches:
-        """Trusted, textured patches inside the first picture, spread over the tracks."""
+    def _chosen(
+        self, view_a: View, sightings: Sightings, weights: FloatArray, a: int, b: int
+    ) -> NDArray[np.int64]:
+        """Trusted, textured patches inside the first picture, spread over the tracks: rows of the window."""
         raw_a, raw_b = sightings.raw[:, a], sightings.raw[:, b]
         j = np.flatnonzero(np.isfinite(raw_a[:, 0]) & np.isfinite(raw_b[:, 0]) & (weights > MIN_TRACK_WEIGHT))
         at = (raw_a[j] + 0.5) * view_a.scale - 0.5
@@ -269,20 +294,41 @@ class CrossBlur:
         j = j[view_a.contrast[at[:, 1], at[:, 0]] > MIN_CONTRAST]
         if len(j) > self._patches:
             j = j[np.linspace(0, len(j) - 1, self._patches).astype(int)]
-        row_s = sightings.row_s[j][:, [a, b]]
-        return Patches(j, raw_a[j], sightings.ideal[j, a], row_s, sightings.ids[j] % HELD_OUT == HELD_OUT - 1)
+        return j
 
 
-def _disagreement(pairs: list[PairTerm], state: SplineState) -> list[FloatArray]:
-    return [pair.disagreement(pair.geometry(state)) for pair in pairs]
+def _better(
+    held_out: list[PairTerm], state: SplineState, level: float, warm: bool, other: SplineState
+) -> tuple[SplineState, float, bool]:
+    """Whichever state agrees better, how well, and whether it is a warm one, as ``other`` is."""
+    agreed = _mean_log(_disagreement(held_out, other))
+    return (other, agreed, True) if agreed < level else (state, level, warm)
 
 
-def _of(looks: list[Look]) -> list[FloatArray]:
-    return [look.compared.disagreement for look in looks]
+def _approached(pairs: list[PairTerm], state: SplineState, solved: Solved, prior: FloatArray) -> SplineState:
+    """A few steps on the pairs' pictures."""
+    for _ in range(COARSE_STEPS):
+        state = _moved(state, _step(_looks(pairs, state), state, solved, prior)[0])
+    return state
 
 
-def _mean_log(rms: list[FloatArray]) -> float:
-    return float(np.mean(np.log(np.concatenate(rms) + DISAGREEMENT_FLOOR)))
+def _step(
+    looks: list[Look], state: SplineState, solved: Solved, prior: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """One Gauss–Newton step over (c, d) under the track spline's prior, and the information it is made with."""
+    H, g = normal_equations(looks, state)
+    H, g = PICTURES_SAY * H + prior, PICTURES_SAY * g
+    return -cho_solve(cho_factor(H), g + prior @ (_flat(state) - _flat(solved.state))), H
+
+
+def _disagreement(pairs: list[PairTerm], state: SplineState) -> FloatArray:
+    """Of all patches of the pairs, one after the other."""
+    return np.concatenate([pair.disagreement(pair.geometry(state)) for pair in pairs] or [np.zeros(0)])
+
+
+def _mean_log(disagreement: FloatArray) -> float:
+    """Zero of nothing."""
+    return float(np.log(disagreement + DISAGREEMENT_FLOOR).sum()) / max(len(disagreement), 1)
 
 
 def trusted_information(solved: Solved, blur_px: float) -> FloatArray:
@@ -291,14 +337,10 @@ def trusted_information(solved: Solved, blur_px: float) -> FloatArray:
     return solved.information - (1 - share) * solved.track_information
 
 
-def _judged(
-    pairs: list[PairTerm], before: list[FloatArray], state: SplineState, solved: Solved, information: FloatArray
-) -> Refinement:
+def _judged(start: Start, state: SplineState, solved: Solved, information: FloatArray) -> Refinement:
     """The gate: do the held-out patches agree better, without motion that the prior finds far too lively?"""
-    held = np.concatenate([pair.patches.held_out for pair in pairs])
-    after = _disagreement(pairs, state)
-    ratio = np.log(np.concatenate(after) + DISAGREEMENT_FLOOR) - np.log(np.concatenate(before) + DISAGREEMENT_FLOOR)
-    ratio = ratio[held]
+    after = _disagreement(start.held_out, state)
+    ratio = np.log(after + DISAGREEMENT_FLOOR) - np.log(start.before + DISAGREEMENT_FLOOR)
     energy, energy_before = (_energy(s, solved.rotation_precision) for s in (state, solved.state))
     mean = float(ratio.mean()) if len(ratio) else 0.0
     standard_error = float(ratio.std()) / np.sqrt(max(len(ratio) / 3, 1))
@@ -319,7 +361,7 @@ def _looks(pairs: list[PairTerm], state: SplineState) -> list[Look]:
 
 
 def normal_equations(looks: list[Look], state: SplineState) -> tuple[FloatArray, FloatArray]:
-    """Tempered photometric information and gradient over (c, d), held-out patches left aside."""
+    """Tempered photometric information and gradient over (c, d)."""
     n_rot = 3 * state.grid.count
     n = n_rot + (3 * state.translation_grid.count if state.lever_arm_m is None else 0)
     H, gradient = np.zeros((n, n)), np.zeros(n)
@@ -334,18 +376,11 @@ def normal_equations(looks: list[Look], state: SplineState) -> tuple[FloatArray,
 
 def _pair_equations(look: Look, floor: float) -> tuple[FloatArray, FloatArray]:
     """One pair's share, over its own knots."""
-    c, held_out = look.compared, look.pair.patches.held_out
+    c = look.compared
     sigma2 = floor**2 + (CONTRAST_SHARE * c.contrast) ** 2
     root = np.sqrt(1 / (1 + c.rms**2 / sigma2 / KERNEL_SCALE2) / sigma2 / TEMPER).astype(np.float32)
-    residual = c.residual * root[:, None]
-    used = np.flatnonzero(~held_out)
-    H: Any = 0.0
-    gradient: Any = 0.0
-    for some in np.split(used, range(AT_A_TIME, len(used), AT_A_TIME)):
-        J = look.pair.jacobian(look.geometry, c, some) * root[some, None, None]
-        J = J.reshape(-1, J.shape[2])
-        H, gradient = H + J.T @ J, gradient + J.T @ residual[some].ravel()
-    return H, gradient
+    J = (c.jacobian * root[:, None, None]).reshape(-1, c.jacobian.shape[2])
+    return J.T @ J, J.T @ (c.residual * root[:, None]).ravel()
 
 
 def _shared(values: FloatArray, old: KnotGrid, new: KnotGrid) -> FloatArray:
