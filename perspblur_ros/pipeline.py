@@ -226,10 +226,13 @@ class Pipeline:
         return _Posed(frame, sparse, last.R_start_from_cam @ step)
 
     def _track_window(self) -> tuple[TrackWindow, FloatArray]:
-        """The tracks that are long enough, over the frames that are solved together; and their raw pixels (N, T, 2)."""
+        """The longest tracks, over the frames that are solved together; and their raw pixels (N, T, 2)."""
         table = self._tracker.table
         window = self._posed[-table.pixels.shape[1] :]
-        long = np.isfinite(table.pixels[:, :, 0]).sum(axis=1) >= MIN_SIGHTINGS
+        sightings = np.isfinite(table.pixels[:, :, 0]).sum(axis=1)
+        long = np.flatnonzero(sightings >= MIN_SIGHTINGS)
+        longest = long[np.argsort(-sightings[long], kind="stable")]
+        long = np.sort(longest[: self.config.max_tracks])
         raw, camera = table.pixels[long], window[-1].frame.camera
         seen = np.isfinite(raw[:, :, 0])
         ideal = np.full(raw.shape, np.nan)

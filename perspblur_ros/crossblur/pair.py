@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,55 +121,24 @@ class PairTerm:
         t_b = b.mid_s + patches.row_s[:, 1, None] + self.offsets_s
         self._turning = _Basis.of(like.grid, t_a, t_b)
         self._moving = _Basis.of(like.translation_grid, t_a, t_b) if like.lever_arm_m is None else None
-        self._rays = camera.rays(patches.ideal)
+        self.rays = camera.rays(patches.ideal)
         self._anchor = (patches.raw + 0.5) * a.scale - 0.5
         q = np.arange(PATCH) - PATCH // 2
         self._q = np.stack(np.meshgrid(q, q), axis=-1).reshape(-1, 2).astype(np.float32)
 
     def geometry(self, state: SplineState) -> Geometry:
-        """Where every patch's point is seen along both exposures: x = π(K Rᵀ(m̄ − ρ(p − p̄))), about frame a's mean."""
+        """``geometries`` of this pair alone."""
+        return geometries([self], state)[0]
+
+    def motion(self, state: SplineState) -> tuple[FloatArray, ...]:
+        """Rotation vectors along both exposures (P, S, 3), frame a's mean (P, 3), and, where translation is free,
+        camera positions along both (P, S, 3) metres; all in the reference frame."""
         basis, c = self._turning, state.c[self._turning.knots]
-        phi_a, phi_b = basis.rows_a @ c, basis.rows_b @ c
-        phi_mean = basis.mean_a @ c
-        p_a, p_b = self._positions(state, phi_a, phi_b)
-        p_mean = p_a.mean(axis=1)
-        anchor = so3.rotate(phi_mean, self._rays)
-        rho = self._rho_in_a(state, phi_mean, p_mean)
-
-        def seen(phi: FloatArray, p: FloatArray) -> FloatArray:
-            v = anchor[:, None] - rho[:, None, None] * (p - p_mean[:, None])
-            return self.camera.project(so3.rotate(-phi, v))
-
-        x_a, x_b = seen(phi_a, p_a), seen(phi_b, p_b)
-        G_a, T_a = self._sensitivity(x_a.mean(axis=1), rho, phi_mean, state)
-        G_b, T_b = self._sensitivity(x_b.mean(axis=1), rho, phi_b[:, len(self.offsets_s) // 2], state)
-        return Geometry(
-            x_a - x_a.mean(axis=1, keepdims=True), x_b - self.patches.ideal[:, None], G_a, G_b, T_a, T_b
-        )
-
-    def _positions(self, state: SplineState, phi_a: FloatArray, phi_b: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Camera positions in the reference frame along both exposures, (P, S, 3) metres."""
-        if self._moving is not None:
-            d = state.d[self._moving.knots]
-            return self._moving.rows_a @ d, self._moving.rows_b @ d
-        r = np.asarray(state.lever_arm_m, float)
-        return so3.rotate(phi_a, r) - r, so3.rotate(phi_b, r) - r
-
-    def _rho_in_a(self, state: SplineState, phi: FloatArray, p: FloatArray) -> FloatArray:
-        """Inverse depth of every patch in frame a."""
-        j = self.patches.tracks
-        m = np.concatenate([state.ray[j], np.ones((len(j), 1))], axis=1) - state.rho[j, None] * p
-        return state.rho[j] / np.maximum(so3.rotate(-phi, m)[:, 2], 0.2)
-
-    def _sensitivity(
-        self, ideal: FloatArray, rho: FloatArray, phi: FloatArray, state: SplineState
-    ) -> tuple[FloatArray, FloatArray | None]:
-        """Pixels per radian of the rotation spline and per metre of the translation spline."""
-        A = J_translation(self.camera, ideal) * rho[:, None, None]
-        G = J_rotation(self.camera, ideal)
-        if state.lever_arm_m is not None:
-            return G - A @ so3.hat(state.lever_arm_m), None
-        return G, A @ np.swapaxes(so3.exp(phi), 1, 2)
+        turning = basis.rows_a @ c, basis.rows_b @ c, basis.mean_a @ c
+        if self._moving is None:
+            return turning
+        d = state.d[self._moving.knots]
+        return *turning, self._moving.rows_a @ d, self._moving.rows_b @ d
 
     def compare(self, g: Geometry) -> Comparison:
         """Both blurred patches compared, and the derivative of their residual by the knots.
@@ -229,6 +199,55 @@ class PairTerm:
             (3 * np.arange(turning.start, turning.stop) + axes).ravel(),
             (translation_from + 3 * np.arange(moving.start, moving.stop) + axes).ravel(),
         ])
+
+
+def geometries(pairs: Sequence[PairTerm], state: SplineState) -> list[Geometry]:
+    """Where every patch's point is seen along both exposures, x = π(K Rᵀ(m̄ − ρ(p − p̄))), about frame a's mean.
+
+    All pairs at once, for each is small.
+    """
+    camera = pairs[0].camera
+    phi_a, phi_b, phi_mean, *free = (np.concatenate(part) for part in zip(*(pair.motion(state) for pair in pairs)))
+    rays, ideal, tracks = (
+        np.concatenate(part) for part in zip(*((p.rays, p.patches.ideal, p.patches.tracks) for p in pairs))
+    )
+    if state.lever_arm_m is None:
+        p_a, p_b = free
+    else:
+        p_a, p_b = (so3.rotate(phi, state.lever_arm_m) - state.lever_arm_m for phi in (phi_a, phi_b))
+    p_mean = p_a.mean(axis=1)
+    anchor, rho = so3.rotate(phi_mean, rays), _rho_in_a(state, tracks, phi_mean, p_mean)
+
+    def seen(phi: FloatArray, p: FloatArray) -> FloatArray:
+        return camera.project(so3.rotate(-phi, anchor[:, None] - rho[:, None, None] * (p - p_mean[:, None])))
+
+    x_a, x_b = seen(phi_a, p_a), seen(phi_b, p_b)
+    x_mean = x_a.mean(axis=1)
+    by_a = _sensitivity(camera, x_mean, rho, phi_mean, state)
+    by_b = _sensitivity(camera, x_b.mean(axis=1), rho, phi_b[:, phi_b.shape[1] // 2], state)
+    parts = (x_a - x_mean[:, None], x_b - ideal[:, None], by_a[0], by_b[0], by_a[1], by_b[1])
+    ends = np.cumsum([len(pair.rays) for pair in pairs])
+    return [
+        Geometry(*(part if part is None else part[end - len(pair.rays) : end] for part in parts))  # type: ignore[arg-type]
+        for pair, end in zip(pairs, ends)
+    ]
+
+
+def _rho_in_a(state: SplineState, tracks: NDArray[np.int64], phi: FloatArray, p: FloatArray) -> FloatArray:
+    """Inverse depth of every patch in frame a."""
+    m = np.concatenate([state.ray[tracks], np.ones((len(tracks), 1))], axis=1) - state.rho[tracks, None] * p
+    return state.rho[tracks] / np.maximum(so3.rotate(-phi, m)[:, 2], 0.2)
+
+
+def _sensitivity(
+    camera: Camera, ideal: FloatArray, rho: FloatArray, phi: FloatArray, state: SplineState
+) -> tuple[FloatArray, FloatArray | None]:
+    """Pixels per radian of the rotation spline and per metre of the translation spline."""
+    A = J_translation(camera, ideal) * rho[:, None, None]
+    G = J_rotation(camera, ideal)
+    if state.lever_arm_m is not None:
+        return G - A @ so3.hat(state.lever_arm_m), None
+    return G, A @ np.swapaxes(so3.exp(phi), 1, 2)
 
 
 def _with_light(moved: list[Float32Array]) -> Float32Array:

@@ -13,7 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 from ..bspline import KnotGrid
 from ..camera import Camera
 from ..spline_state import SplineState
-from .pair import Comparison, Geometry, PairTerm, Patches
+from .pair import Comparison, PairTerm, Patches, geometries
 from .pictures import PATCH, Grey, View, view
 
 FloatArray = NDArray[np.float64]
@@ -86,7 +86,6 @@ class Look:
     """One pair of frames, compared at one trajectory."""
 
     pair: PairTerm
-    geometry: Geometry
     compared: Comparison
 
 
@@ -323,7 +322,9 @@ def _step(
 
 def _disagreement(pairs: list[PairTerm], state: SplineState) -> FloatArray:
     """Of all patches of the pairs, one after the other."""
-    return np.concatenate([pair.disagreement(pair.geometry(state)) for pair in pairs] or [np.zeros(0)])
+    if not pairs:
+        return np.zeros(0)
+    return np.concatenate([pair.disagreement(g) for pair, g in zip(pairs, geometries(pairs, state))])
 
 
 def _mean_log(disagreement: FloatArray) -> float:
@@ -356,8 +357,7 @@ def _judged(start: Start, state: SplineState, solved: Solved, information: Float
 
 
 def _looks(pairs: list[PairTerm], state: SplineState) -> list[Look]:
-    geometries = [pair.geometry(state) for pair in pairs]
-    return [Look(pair, g, pair.compare(g)) for pair, g in zip(pairs, geometries)]
+    return [Look(pair, pair.compare(g)) for pair, g in zip(pairs, geometries(pairs, state))]
 
 
 def normal_equations(looks: list[Look], state: SplineState) -> tuple[FloatArray, FloatArray]:
