@@ -27,8 +27,8 @@ OWN_SHARE = 0.05  # least share of a point's variance that is its own
 MIN_AHEAD = 0.1
 MAX_RATIO = 3.0  # windows that differ more in scale say nothing of each other
 FORGETTING = 0.05  # relative growth of the deviations in a second: pivots wander, things are moved
-MAX_POINTS = 400
-MAX_SUPPORT = 200  # points that enter the regression; of more, neighbours are merged
+MAX_POINTS = 1000
+MAX_SUPPORT = 500  # points that enter the regression; of more, neighbours are merged
 PRIOR_RHO, PRIOR_RHO_SD = 0.5, 0.5  # 1/m: rooms, tables, streets
 
 
@@ -55,8 +55,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Points:
-    """Points as seen from one pose: ids (N,), rays (N, 2) ideal (x, y, 1), rho (N,) 1/m with its own ``variance`` (N,),
-    and ``scale_variance``, of a relative error common to all."""
+    """Points as seen from one pose: ids (N,), negative for points that no later window will know; rays (N, 2) ideal
+    (x, y, 1); rho (N,) 1/m with its own ``variance`` (N,), and ``scale_variance`` of a relative error of all."""
 
     ids: NDArray[np.int64]
     rays: FloatArray
@@ -113,7 +113,9 @@ class DepthFilter:
             old, variance=old.variance + (FORGETTING * old.rho) ** 2 * elapsed_s,
             scale_variance=old.scale_variance + FORGETTING**2 * elapsed_s,
         )
-        _, in_old, in_new = np.intersect1d(old.ids, new.ids, assume_unique=True, return_indices=True)
+        in_old, in_new = (np.flatnonzero(points.ids >= 0) for points in (old, new))
+        _, a, b = np.intersect1d(old.ids[in_old], new.ids[in_new], assume_unique=True, return_indices=True)
+        in_old, in_new = in_old[a], in_new[b]
         if len(in_old):
             old, new = _same_scale(old, new, in_old, in_new, share)
             new = _fused(old, new, in_old, in_new, share)

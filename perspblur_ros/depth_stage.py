@@ -25,7 +25,6 @@ from .engine.interface import camera_values, picture
 from .engine.select import Selection, select_engine
 from .errors import ConfigError, EngineError
 from .share import share_path
-from .spline import MeasuredDepths
 from .types import DepthMap, Frame
 
 FloatArray = NDArray[np.float64]
@@ -118,11 +117,10 @@ class DepthStage:
         if described is not None:
             self.due, self._described = True, described
 
-    def measure(self, depths: MeasuredDepths, R_start_from_ref: FloatArray, newest_ns: int, span_ns: int) -> None:
-        """Inverse depths of a window that spans ``span_ns`` and ends with the frame at ``newest_ns``."""
+    def measure(self, points: Points, R_start_from_ref: FloatArray, newest_ns: int, span_ns: int) -> None:
+        """Points of a window that spans ``span_ns`` and ends with the frame at ``newest_ns``."""
         if not self._observable:
             return
-        points = Points.of(depths.ids, depths.rays, depths.rho, depths.covariance)
         elapsed_ns = newest_ns - self._measured_ns if self._measured_ns is not None else span_ns
         self._measured_ns = newest_ns
         if not self._scale_known:  # nor how the camera moved between the windows
@@ -148,12 +146,17 @@ class DepthStage:
             own = np.stack([fused.log_depth, np.exp(fused.log_variance)])
         return self._published(posed, own)
 
+    @property
+    def metric(self) -> bool:
+        """Whether the lever arm tells how large the scene is."""
+        return self._scale_known and self._observable
+
     def trusted(self, depth: DepthMap) -> Float32Array | None:
         """What the tracks may be told of their own depths, NaN where too uncertain; None where the scale is unknown.
 
         Only measured depth: whether a network's helps the rotation has to be shown for its weights first.
         """
-        if not (self._scale_known and self._observable) or self._network:
+        if not self.metric or self._network:
             return None
         certain = depth.variance_m2 < (TRUSTED_SD * depth.depth_m) ** 2
         return np.where(certain, depth.depth_m, np.float32(np.nan))

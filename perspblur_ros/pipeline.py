@@ -22,6 +22,7 @@ from .calibration import SolvedWindow, TimingEstimator
 from .camera import Camera, Shutter
 from .config import Config
 from .decoder_stage import DecoderStage
+from .depth_filter import Points
 from .depth_prior import DepthPrior
 from .depth_stage import DepthStage
 from .motion_prior import knot_precision
@@ -354,11 +355,14 @@ class Pipeline:
             window, stream = self._solved.window, self._solved.stream
             camera, newest_ns = self._posed[-1].frame.camera, self._posed[-1].frame.mid_ns
             try:
-                depths = measured_depths(
-                    window, camera, self._exposure_s, stream.solution, self._spline.translation_m_s
-                )
+                points = self._points_of_pictures()
+                if points is None:
+                    depths = measured_depths(
+                        window, camera, self._exposure_s, stream.solution, self._spline.translation_m_s
+                    )
+                    points = Points.of(depths.ids, depths.rays, depths.rho, depths.covariance)
                 span_ns = len(window.mid_s) * self._period_ns
-                self.depth_stage.measure(depths, stream.R_start_from_ref, newest_ns, span_ns)
+                self.depth_stage.measure(points, stream.R_start_from_ref, newest_ns, span_ns)
             except np.linalg.LinAlgError:
                 self.counts["fallback.no_depth"] += 1
         last = self._posed[max(self._emitted, 1) - 1]
@@ -367,6 +371,26 @@ class Pipeline:
         if trusted is not None:
             self._depth.set_map(trusted, last.R_start_from_cam, OWN_DEPTH_RELATIVE_SD)
         return [*results[:-1], replace(results[-1], depth=depth)]
+
+    def _points_of_pictures(self) -> Points | None:
+        """Inverse depths of the newest window from its pictures; None where pictures or lever arm tell none."""
+        solved = self._solved
+        if solved is None or self.config.densifier not in PICTURE_DENSIFIERS or not self.depth_stage.metric:
+            return None
+        window, solution = solved.window, solved.stream.solution
+        posed, grid = self._posed[-len(window.mid_s) :], solution.state.grid
+        try:
+            found = crossblur.blur_depths(
+                [p.frame.image for p in posed], window.mid_s, window.ids, solved.raw, solution.state,
+                knot_precision(grid.count, grid.spacing_s) / solution.amplitude**2, posed[-1].frame.camera,
+                self.shutter, self._crossblur.scale,
+            )
+        except np.linalg.LinAlgError:
+            found = None
+        if found is None:
+            self.counts["fallback.depth_from_tracks"] += 1
+            return None
+        return Points(found.ids, found.rays, found.rho, found.variance, found.scale_variance)
 
     def _emit(self, until: int) -> list[FrameResult]:
         """Results of the posed frames up to ``until``; forgets what no window needs any more."""

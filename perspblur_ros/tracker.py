@@ -85,8 +85,10 @@ class MatchDis:
 
 
 def _sample_flow(flow: NDArray, points: FloatArray) -> FloatArray:
-    p = points.astype(np.float32)
-    return cv2.remap(flow, p[:, 0], p[:, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0].astype(float)
+    at = points.astype(np.float32)[None]  # one row: OpenCV 4 and 5 differ in what they make of a vector
+    nothing: Any = None  # both coordinates are in the first map
+    sampled: NDArray[Any] = cv2.remap(flow, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return sampled[0].astype(float)
 
 
 def load_matcher(kind: str, module_and_name: str) -> PointMatcher:

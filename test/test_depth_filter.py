@@ -207,3 +207,19 @@ def test_points_of_no_inverse_depth_are_far_and_not_infinite():
     log_depth, log_variance = rasterise(points(5)[0], np.zeros(40), np.full(40, 0.01), GRID)
     assert np.allclose(log_depth, np.log(100), atol=1e-3)
     assert log_variance.min() > 1
+
+
+def test_points_with_negative_ids_are_never_taken_for_known_ones():
+    """Two windows' nameless points stay apart, whatever their names; known ones are fused."""
+    eye, n = np.eye(3), 6
+    ids = np.array([-3, -2, -1, 4, 5, 6])
+    first = Points(ids, np.zeros((n, 2)), np.full(n, 0.5), np.full(n, 0.01), 0.0)
+    second = Points(ids, np.zeros((n, 2)), np.full(n, 0.5), np.full(n, 0.01), 0.0)
+    stream = DepthFilter(np.zeros(3))
+    stream.add(first, eye, 1.0, 0.1)
+    stream.add(second, eye, 1.0, 0.1)
+    kept = stream.points(eye)
+    assert kept is not None
+    assert np.sum(kept.ids < 0) == 6
+    assert np.sum(kept.ids >= 0) == 3
+    assert kept.variance[kept.ids >= 0].max() < 0.008 < kept.variance[kept.ids < 0].min()

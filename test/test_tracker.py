@@ -15,6 +15,7 @@ from perspblur_ros.tracker import (
     GAMMA,
     MatchDis,
     Tracker,
+    _sample_flow,
     blurred_along,
     corners,
     is_blind,
@@ -336,3 +337,11 @@ def test_an_external_matcher_is_loaded_by_name():
 def test_an_external_matcher_that_cannot_be_had_is_refused(name):
     with pytest.raises(ConfigError, match=name):
         load_matcher("external", name)
+
+
+def test_a_flow_field_is_read_at_every_point():
+    """One value per point, bilinear: x + 2 y is exact."""
+    y, x = np.mgrid[:40, :60].astype(np.float32)
+    points = np.random.default_rng(0).uniform(1, 38, (7, 2))
+    sampled = _sample_flow(np.stack([x + 2 * y, x], axis=-1), points)
+    np.testing.assert_allclose(sampled, np.stack([points @ (1, 2), points[:, 0]], axis=1), atol=0.1)

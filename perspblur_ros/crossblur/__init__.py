@@ -10,12 +10,14 @@ A quarter of the tracks is held out: a refinement that does not explain them bet
 that no patch can see), is refused by the gate.
 """
 
+from .inverse_depth import BlurDepths, blur_depths
 from .pair import PairTerm, Patches
 from .pictures import GAMMA, PATCH, View, view
 from .refine import HELD_OUT, CrossBlur, Refinement, Sightings, Solved, Start, trusted_information
 
 __all__ = [
     "GAMMA",
+    "BlurDepths",
     "HELD_OUT",
     "PATCH",
     "Start",
@@ -26,6 +28,7 @@ __all__ = [
     "Sightings",
     "Solved",
     "View",
+    "blur_depths",
     "trusted_information",
     "view",
 ]

@@ -1,0 +1,257 @@
+"""The cross-blur residual between an anchor frame and another one, with its derivative by path and inverse depths.
+
+Every patch is anchored at a pixel of frame a, whose ray m (at a's mean rotation R_a) and inverse depth ρ it keeps. With
+the lever arm r (pivot → optical centre) its point is seen at any time from
+
+    Y(t) = R(t)ᵀ R_a (m + ρ r) − ρ r,   x = π(K Y).
+
+Unlike ``PairTerm`` it compares frames far apart: the patch is warped from a to b by the turn between them,
+M = ∂x_b/∂x_a, without which a wide lens biases every comparison by tenths of a pixel; and ρ is an unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import so3
+from ..bspline import KnotGrid
+from ..camera import Camera, Shutter
+from ..displacement import J_rotation, J_translation
+from .pair import AT_A_TIME, _compared
+from .pictures import View
+
+FloatArray = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+
+STEP = 2  # working pixels between the places of a patch: pictures are smooth over that distance
+PLACES = 5  # of a patch, each way
+REACH = PLACES // 2 * STEP + 2  # working pixels from a patch's centre that must lie in the picture
+AHEAD = 0.2  # least depth, in units of the depth in the anchor frame
+
+_q = (np.arange(PLACES) - PLACES // 2) * float(STEP)
+OFFSETS = np.stack(np.meshgrid(_q, _q), axis=-1).reshape(-1, 2)  # (n, 2) working pixels
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One frame's exposure as every patch's row has it: values of the knots that act (P, S, K), and their means."""
+
+    knots: slice
+    rows: FloatArray
+    mean: FloatArray
+
+    @classmethod
+    def of(cls, grid: KnotGrid, t_s: FloatArray) -> Exposure:
+        knots = grid.span(float(t_s.min()), float(t_s.max()))
+        rows = grid.rows(t_s, knots)
+        return cls(knots, rows, rows.mean(axis=1))
+
+
+class Anchor:
+    """Patches of one frame: raw pixels (P, 2), and their points as the path's knots c (count, 3) place them.
+
+    offsets_s  (S,) sub-samples of an exposure about its middle
+    """
+
+    def __init__(
+        self, view: View, raw: FloatArray, camera: Camera, shutter: Shutter, grid: KnotGrid, offsets_s: FloatArray
+    ) -> None:
+        self.view, self.raw, self.camera, self.shutter, self.offsets_s = view, raw, camera, shutter, offsets_s
+        self.rays = camera.rays(camera.undistort(raw))
+        row_s = shutter.row_offset_s(raw[:, 1], camera.height)
+        self.exposure = Exposure.of(grid, view.mid_s + row_s[:, None] + offsets_s)
+
+    def phi(self, c: FloatArray) -> FloatArray:
+        """Mean rotation of every patch's exposure (P, 3): R_ref_from_cam = exp(φ)."""
+        return self.exposure.mean @ c[self.exposure.knots]
+
+    def seen_from_reference(self, c: FloatArray, rho: FloatArray, lever_arm_m: FloatArray) -> tuple[FloatArray, ...]:
+        """Rays (P, 2) and inverse depths (P,) at the reference, and their ratio to those in the anchor frame."""
+        v = so3.rotate(self.phi(c), self.rays + rho[:, None] * lever_arm_m) - rho[:, None] * lever_arm_m
+        ratio = 1 / np.maximum(v[:, 2], AHEAD)
+        return v[:, :2] * ratio[:, None], rho * ratio, ratio
+
+
+@dataclass(frozen=True)
+class AnchoredComparison:
+    """Patches blurred alike, without mean and at one contrast.
+
+    residual  (P, n)
+    contrast  (P,) RMS before, the mean of both
+    by_knots  (P, n, columns); no columns where they were not asked for
+    by_rho    (P, n)
+    seen      (P,) whether the patch lies in both pictures
+    """
+
+    residual: Float32Array
+    contrast: Float32Array
+    by_knots: Float32Array
+    by_rho: Float32Array
+    seen: NDArray[np.bool_]
+
+    @property
+    def rms(self) -> Float32Array:
+        return np.sqrt((self.residual**2).mean(axis=1))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Where the patches of one frame are read, working pixels, and what becomes of the samples.
+
+    centres  (P, S, 2), along the other frame's path
+    warp     (P, 2, 2) of a patch's places, or None
+    by       (P, 3 S, 1 + columns): takes samples of light and gradients to the mean light and its derivatives
+    """
+
+    view: View
+    centres: FloatArray
+    warp: FloatArray | None
+    by: Float32Array
+
+    def sampled(self, some: slice) -> Float32Array:
+        """Light and gradients of some patches (P, n, S, 3)."""
+        q = OFFSETS if self.warp is None else np.einsum("pab,qb->pqa", self.warp[some], OFFSETS)
+        at = (self.centres[some, None] + q[..., None, :]).astype(np.float32)
+        P, n, S = at.shape[:3]
+        nothing: Any = None  # both coordinates are in the first map
+        out: NDArray[Any] = cv2.remap(
+            self.view.picture, at.reshape(P, n * S, 2), nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        return out.reshape(P, n, S, 3)
+
+
+class AnchoredPair:
+    """An anchor's patches against another frame, for paths near the knots ``c`` (count, 3)."""
+
+    def __init__(self, anchor: Anchor, view: View, grid: KnotGrid, c: FloatArray, lever_arm_m: FloatArray) -> None:
+        self.anchor, self.view, self.camera, self._arm_m = anchor, view, anchor.camera, lever_arm_m
+        phi = grid.rows(np.array([view.mid_s])) @ c
+        far = so3.rotate(-phi, so3.rotate(anchor.phi(c), anchor.rays))
+        rows = np.clip(self.camera.project(far)[:, 1], 0, self.camera.height - 1)
+        row_s = anchor.shutter.row_offset_s(rows, self.camera.height)
+        self.exposure = Exposure.of(grid, view.mid_s + row_s[:, None] + anchor.offsets_s)
+
+    def columns(self) -> tuple[slice, slice]:
+        """Where the columns of ``by_knots`` belong among the unknowns, knot by knot: the anchor's, then the other's."""
+        a, b = self.anchor.exposure.knots, self.exposure.knots
+        return slice(3 * a.start, 3 * a.stop), slice(3 * b.start, 3 * b.stop)
+
+    def compare(self, c: FloatArray, rho: FloatArray, path_too: bool = True) -> AnchoredComparison:
+        """rho (P,), 1/m in the anchor frame; ``path_too``: with the derivative by the knots."""
+        of_a, of_b, seen = self._readings(c, rho, path_too)
+        parts = []
+        for first in range(0, len(rho), AT_A_TIME):
+            some = slice(first, first + AT_A_TIME)
+            parts.append(_compared(of_a.sampled(some), of_a.by[some], of_b.sampled(some), of_b.by[some]))
+        a, b, contrast, _, J = (np.concatenate(part) for part in zip(*parts))
+        return AnchoredComparison(a - b, contrast, J[:, :, 1:], J[:, :, 0], seen)
+
+    def _readings(self, c: FloatArray, rho: FloatArray, path_too: bool) -> tuple[_Reading, _Reading, NDArray[np.bool_]]:
+        """How both frames are read, and which patches lie in both.
+
+        With the paths about their means, u_a and u_b, frame a is read at x_a + q − M⁻¹ u_b(s), and frame b at
+        x_b + M (q − u_a(s)): only b's mean place moves with path and depth, for the point stays where it is in a.
+        """
+        anchor, camera, r = self.anchor, self.camera, self._arm_m
+        own, other = anchor.exposure, self.exposure
+        phi_a, phi_b = anchor.phi(c), other.mean @ c[other.knots]
+        point, arm = so3.rotate(phi_a, anchor.rays + rho[:, None] * r), so3.rotate(phi_a, r)
+        path_a, path_a_by_rho, z_a = self._along(own.rows @ c[own.knots], point, arm, rho)
+        path_b, path_b_by_rho, z_b = self._along(other.rows @ c[other.knots], point, arm, rho)
+        x_a, x_b, x_b_by_rho = path_a.mean(axis=1), path_b.mean(axis=1), path_b_by_rho.mean(axis=1)
+
+        R_b_from_a = np.swapaxes(so3.exp(phi_b), 1, 2) @ so3.exp(phi_a)
+        warp = self._warp(x_b, z_b, R_b_from_a)
+        raw_a, lens_a = _through_lens(camera, x_a)
+        raw_b, lens_b = _through_lens(camera, x_b)
+        lens_a, lens_b = lens_a * anchor.view.scale, lens_b * self.view.scale
+        on_a, on_b = -lens_a @ _inverse(warp), -lens_b @ warp
+        at_a, at_b = _working(raw_a, anchor.view), _working(raw_b, self.view)
+
+        knots_a, knots_b = 3 * own.rows.shape[2], 3 * other.rows.shape[2]
+        columns = 2 + (knots_a + knots_b if path_too else 0)
+        S = len(anchor.offsets_s)
+        by_a, by_b = np.zeros((2, len(rho), S, 3, columns), np.float32)
+        by_a[:, :, 0, 0] = by_b[:, :, 0, 0] = 1 / S
+        by_a[:, :, 1:, 1] = _turned(on_a, path_b_by_rho - x_b_by_rho[:, None]) / S
+        by_b[:, :, 1:, 1] = _turned(on_b, path_a_by_rho - path_a_by_rho.mean(axis=1, keepdims=True)) / S
+        by_b[:, :, 1:, 1] += _turned(lens_b, x_b_by_rho[:, None]) / S
+        if path_too:
+            G_a, G_b = self._by_turn(x_a, rho / z_a) / S, self._by_turn(x_b, rho / z_b) / S
+            J_a, J_b = so3.J_right(phi_a), so3.J_right(phi_b)
+            of_a, of_b = slice(2, 2 + knots_a), slice(2 + knots_a, columns)
+            by_a[:, :, 1:, of_b] = _by_knots(other.rows - other.mean[:, None], on_a @ G_b @ J_b)
+            by_b[:, :, 1:, of_a] = _by_knots(own.rows - own.mean[:, None], on_b @ G_a @ J_a)
+            by_b[:, :, 1:, of_a] -= _by_knots(own.mean[:, None], lens_b @ G_b @ R_b_from_a @ J_a)
+            by_b[:, :, 1:, of_b] = _by_knots(other.mean[:, None], lens_b @ G_b @ J_b)
+        flat = (len(rho), 3 * S, columns)
+        return (
+            _Reading(anchor.view, at_a[:, None] + _turned(on_a, path_b - x_b[:, None]), None, by_a.reshape(flat)),
+            _Reading(
+                self.view, at_b[:, None] + _turned(on_b, path_a - x_a[:, None]), lens_b @ warp @ _inverse(lens_a),
+                by_b.reshape(flat),
+            ),
+            _inside(at_a, anchor.view) & _inside(at_b, self.view),
+        )
+
+    def _warp(self, ideal: FloatArray, z: FloatArray, R_b_from_a: FloatArray) -> FloatArray:
+        """∂x_b/∂x_a (P, 2, 2) at constant depth; z (P,) depth in b in units of that in a."""
+        per_ray = J_translation(self.camera, ideal) @ R_b_from_a[:, :, :2] / -z[:, None, None]
+        return np.asarray(per_ray / (self.camera.fx, self.camera.fy))
+
+    def _by_turn(self, ideal: FloatArray, rho: FloatArray) -> FloatArray:
+        """Pixels per radian of the camera's turn about the pivot, (P, 2, 3); rho (P,) in that camera."""
+        arm = so3.hat(self._arm_m)
+        return J_rotation(self.camera, ideal) - rho[:, None, None] * (J_translation(self.camera, ideal) @ arm)
+
+    def _along(
+        self, phi: FloatArray, point: FloatArray, arm: FloatArray, rho: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Ideal pixels (P, S, 2) along a path φ (P, S, 3), their derivative by ρ, and the mean depth in units of the
+        depth in the anchor frame; ``point`` and ``arm`` (P, 3) are m + ρ r and r turned into the reference."""
+        r, camera = self._arm_m, self.camera
+        Y = so3.rotate(-phi, point[:, None]) - rho[:, None, None] * r
+        Y[..., 2] = np.maximum(Y[..., 2], AHEAD)
+        moved = so3.rotate(-phi, arm[:, None]) - r
+        slope = Y[..., :2] / Y[..., 2:]
+        by_rho = (moved[..., :2] - slope * moved[..., 2:]) / Y[..., 2:] * (camera.fx, camera.fy)
+        return slope * (camera.fx, camera.fy) + (camera.cx, camera.cy), by_rho, Y[..., 2].mean(axis=1)
+
+
+def _by_knots(rows: FloatArray, G: FloatArray) -> Float32Array:
+    """Splines' rows (P, S, K) and derivatives by their value (P, 2, 3) → (P, S, 2, 3 K), knot by knot."""
+    out = rows.astype(np.float32)[:, :, None, :, None] * G.astype(np.float32)[:, None, :, None, :]
+    return out.reshape(*out.shape[:3], -1)
+
+
+def _turned(matrices: FloatArray, vectors: FloatArray) -> FloatArray:
+    """(P, 2, 2) times (P, S, 2)."""
+    return np.asarray(vectors @ np.swapaxes(matrices, 1, 2))
+
+
+def _inverse(m: FloatArray) -> FloatArray:
+    """Of matrices (P, 2, 2); far faster than the general one."""
+    (a, b), (c, d) = np.moveaxis(m, 0, -1)
+    return np.moveaxis(np.array([[d, -b], [-c, a]]) / (a * d - b * c), -1, 0)
+
+
+def _through_lens(camera: Camera, ideal: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Raw pixels (P, 2), NaN where the lens model folds, and their derivative by the ideal ones (P, 2, 2)."""
+    if not any(camera.distortion):
+        return ideal, np.broadcast_to(np.eye(2), (len(ideal), 2, 2))
+    steps = [camera.distort(ideal + step) for step in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))]
+    return camera.distort(ideal), np.stack([steps[0] - steps[1], steps[2] - steps[3]], axis=2)
+
+
+def _working(raw: FloatArray, view: View) -> FloatArray:
+    return (raw + 0.5) * view.scale - 0.5
+
+
+def _inside(at: FloatArray, view: View) -> NDArray[np.bool_]:
+    high = np.array(view.light.shape[::-1]) - 1 - REACH
+    return np.asarray(np.all((at > REACH) & (at < high), axis=1))
