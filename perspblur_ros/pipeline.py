@@ -38,7 +38,6 @@ MIN_SPLINE_FRAMES = 4
 OWN_DEPTH_RELATIVE_SD = 0.2  # of a map that was measured from the same tracks: enough to hold the scene's level
 MIN_TRACKS = 12
 MAX_TRACK_NOISE_PX = 6.0  # beyond it the tracks do not tell of one rigid scene
-COLD_STEPS = 4  # learned ones, where the last window's solution is no start
 PICTURE_DENSIFIERS = ("auto", "decoder", "crossblur")
 MIN_SIGHTINGS = 3  # of a track, before it says anything about the spline
 ASSUMED_PERIOD_NS = 33_333_333
@@ -320,7 +319,7 @@ class Pipeline:
         if self.config.densifier == "crossblur":
             return None
         posed, decoded = self._posed[-len(window.mid_s) :], None
-        for _ in range(self.config.crossblur_iterations if start.warm else COLD_STEPS):
+        for _ in range(self.config.crossblur_iterations):
             if decoded is not None:
                 start = start.moved(decoded.state)
             decoded = self.decoder.step(

@@ -54,32 +54,20 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both blurred patches of every place, without mean and at one contrast.
+    """Both blurred patches of every place, brought to no mean and one contrast.
 
-    a, b      (P, n)
+    residual  (P, n) their difference
     contrast  (P,) RMS before, the mean of both
-    power     (P,) mean square that both were brought to
     jacobian  (P, n, 3·knots + 3·translation knots) of the residual, axis by axis: ``PairTerm.columns``
     """
 
-    a: Float32Array
-    b: Float32Array
+    residual: Float32Array
     contrast: Float32Array
-    power: Float32Array
     jacobian: Float32Array
 
     @property
-    def residual(self) -> Float32Array:
-        return self.a - self.b
-
-    @property
     def rms(self) -> Float32Array:
-        return np.sqrt(((self.a - self.b) ** 2).mean(axis=1))
-
-    @property
-    def disagreement(self) -> FloatArray:
-        """Residual relative to contrast (P,)."""
-        return _disagreement(self.a, self.b, self.power)
+        return np.sqrt((self.residual**2).mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -155,12 +143,12 @@ class PairTerm:
         return Comparison(*(np.concatenate(part) for part in zip(*parts)))
 
     def disagreement(self, g: Geometry) -> FloatArray:
-        """``Comparison.disagreement`` without the gradients (P,)."""
+        """RMS residual relative to contrast (P,): a long path averages both away, and that proves nothing."""
         at_a, at_b = self._centres(g)
         light_a = self._sampled(self.a.light, at_a).mean(axis=2)
         light_b = self._sampled(self.b.light, at_b).mean(axis=2)
         a, b, _, power, _ = _normalised(light_a, light_b)
-        return _disagreement(a, b, power)
+        return np.sqrt(np.asarray(((a - b) ** 2).mean(axis=1) / power, float))
 
     def _centres(self, g: Geometry) -> tuple[Float32Array, Float32Array]:
         """Where the patches of both frames are read, (P, S, 2) working pixels: each along the other's path."""
@@ -281,7 +269,7 @@ def _compared(
     mean = np.full((1, n), np.float32(1 / n)) @ J
     common = (a + b) * (0.5 / (n * power))[:, None]
     J += np.stack([np.full_like(a, -1), common], axis=2) @ np.concatenate([mean, brighter], axis=1)
-    return a, b, contrast, power, J
+    return a - b, contrast, J
 
 
 def _normalised(
@@ -293,8 +281,3 @@ def _normalised(
     gain = ((power_b + 1) / (power_a + 1)) ** 0.25
     power = np.sqrt((power_a + 1) * (power_b + 1))
     return i_a * gain[:, None], i_b / gain[:, None], np.sqrt((power_a + power_b) / 2), power, gain
-
-
-def _disagreement(a: Float32Array, b: Float32Array, power: Float32Array) -> FloatArray:
-    """RMS difference relative to contrast (P,): a long path averages both away, and that proves nothing."""
-    return np.sqrt(np.asarray(((a - b) ** 2).mean(axis=1) / power, float))

@@ -41,6 +41,8 @@ SHUTDOWN_S = 1.0
 # samples per second beside a busy thread, at this 0 to 0.1 %.
 SWITCH_S = 0.0005
 
+OPENCV_THREADS = 2  # the tracker gains a third of its time by the second; a larger pool would fight the other threads
+
 # these need other subscriptions or threads, so they take effect with the next activation
 ONLY_INACTIVE = {"image_transport", "image_reliability", "depth_topic", "pivot_frame", "queue_frames", "autostart"}
 NOT_THE_PIPELINES = ONLY_INACTIVE | {"imu_pacing", "publish_blind", "watchdog_s"}
@@ -56,7 +58,7 @@ class PerspBlurNode(LifecycleNode):
         **options: Any,
     ) -> None:
         super().__init__(name, **options)
-        cv2.setNumThreads(1)  # the pipeline is one thread of several; OpenCV's pool would fight them for the cores
+        cv2.setNumThreads(OPENCV_THREADS)
         sys.setswitchinterval(SWITCH_S)
         self.finished, self.exit_status = False, 0
         self._make_pipeline = make_pipeline
