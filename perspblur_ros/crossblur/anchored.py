@@ -22,7 +22,7 @@ from .. import so3
 from ..bspline import KnotGrid
 from ..camera import Camera, Shutter
 from ..displacement import J_rotation, J_translation
-from .pair import AT_A_TIME, _compared
+from .pair import AT_A_TIME, compared
 from .pictures import View
 
 FloatArray = NDArray[np.float64]
@@ -147,9 +147,9 @@ class AnchoredPair:
         parts = []
         for first in range(0, len(rho), AT_A_TIME):
             some = slice(first, first + AT_A_TIME)
-            parts.append(_compared(of_a.sampled(some), of_a.by[some], of_b.sampled(some), of_b.by[some]))
-        a, b, contrast, _, J = (np.concatenate(part) for part in zip(*parts))
-        return AnchoredComparison(a - b, contrast, J[:, :, 1:], J[:, :, 0], seen)
+            parts.append(compared(of_a.sampled(some), of_a.by[some], of_b.sampled(some), of_b.by[some]))
+        residual, contrast, J = (np.concatenate(part) for part in zip(*parts))
+        return AnchoredComparison(residual, contrast, J[:, :, 1:], J[:, :, 0], seen)
 
     def _readings(self, c: FloatArray, rho: FloatArray, path_too: bool) -> tuple[_Reading, _Reading, NDArray[np.bool_]]:
         """How both frames are read, and which patches lie in both.

@@ -139,7 +139,7 @@ class PairTerm:
         parts = []
         for some in (slice(k, k + AT_A_TIME) for k in range(0, len(at_a), AT_A_TIME)):
             a, b = self._sampled(self.a.picture, at_a[some]), self._sampled(self.b.picture, at_b[some])
-            parts.append(_compared(a, by_a[some], b, by_b[some]))
+            parts.append(compared(a, by_a[some], b, by_b[some]))
         return Comparison(*(np.concatenate(part) for part in zip(*parts)))
 
     def disagreement(self, g: Geometry) -> FloatArray:
@@ -251,12 +251,13 @@ def _with_light(moved: list[Float32Array]) -> Float32Array:
     return out.reshape(P, 3 * S, -1)
 
 
-def _compared(
+def compared(
     sampled_a: Float32Array, by_a: Float32Array, sampled_b: Float32Array, by_b: Float32Array
 ) -> tuple[Float32Array, ...]:
-    """The fields of a ``Comparison`` from the samples (P, n, S, 3) of both patches.
+    """Residual, contrast and Jacobian of a ``Comparison`` from the samples (P, n, S, 3) of both patches.
 
-    Both are brought to one contrast, r = a √(n_b/n_a) − b √(n_a/n_b) with n = √(mean i² + 1), and n moves as well.
+    by_a, by_b (P, 3 S, 1 + columns) take the samples to light and its derivatives. Both patches are brought to one
+    contrast, r = a √(n_b/n_a) − b √(n_a/n_b) with n = √(mean i² + 1), and n moves as well.
     """
     P, n = sampled_a.shape[:2]
     blurred_a, blurred_b = sampled_a.reshape(P, n, -1) @ by_a, sampled_b.reshape(P, n, -1) @ by_b
