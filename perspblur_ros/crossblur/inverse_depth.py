@@ -239,12 +239,12 @@ def _path_and_depths(patches: _Patches, state: SplineState, rotation_precision: 
         if e.disagreement > SETTLED * before:
             break
         before = e.disagreement
-    # own variance and that of the path, of which the scale's part is kept apart
-    own, rho = 1 / (h * e.weights**2), patches.rho
-    pull = (rho / own) @ coupling / float(rho / own @ rho)
+    # each patch's own variance and the path's, of which the part that moves all alike is kept apart
+    own = 1 / (h * e.weights**2)
+    pull = (1 / own) @ coupling / float(1 / own @ patches.rho)
     scale_variance = float(pull @ cho_solve(factor, pull))
     shared = np.einsum("nk,kn->n", coupling, cho_solve(factor, coupling.T))
-    variance = own + np.maximum(shared - scale_variance * rho**2, 0)
+    variance = own + np.maximum(shared - scale_variance * patches.rho**2, 0)
     return _Solution(c, variance, scale_variance, damping, e.disagreement)
 
 
