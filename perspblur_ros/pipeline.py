@@ -49,7 +49,8 @@ BLUR_PATH_POINTS = 21
 SHARP_BLUR_PX = 1.5  # shorter blur tells less than the tracks, and its refinement only costs time
 UNTRUSTED_BLUR_SHARE = 50 / 640  # of the width: tracks are biased by so long a blur, and the spline with them
 BLIND_VARIANCE_RAD2 = 1.0
-LEVER_ARM_VARIANCE_SCALE = 0.4  # calibrated on the development clips, as is 1 where the lever arm is unknown
+# of what is stated where the lever arm is known; calibrated on the development clips, as is 1 where it is unknown
+LEVER_ARM_VARIANCE_SCALE = {"spline": 0.4, "crossblur": 0.4, "decoder": 0.2}
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Pipeline:
         self._depth_given = False
         self.depth_stage = DepthStage(config, self.counts)
         self.decoder = DecoderStage(self.depth_stage.engine, config.lag_frames, self.counts)
-        self._variance_scale = LEVER_ARM_VARIANCE_SCALE if config.lever_arm else 1.0
+        self._variance_scale = LEVER_ARM_VARIANCE_SCALE if config.lever_arm else {}
         self._timing = TimingEstimator(config.exposure_ns, config.readout_ns, config.samples_per_frame)
         self._period_ns = ASSUMED_PERIOD_NS
         self.shutter = self._resolved_shutter()
@@ -430,7 +431,7 @@ class Pipeline:
                 R_out[source] = R_start_from_ref @ self._mean_rotation(state, k)
                 candidates[source] = densifier.from_spline(
                     posed.frame.index, stamps, sample_s, near_s, state, information, R_start_from_ref,
-                    self._variance_scale, source, posed.tracks >= MIN_TRACKS,
+                    self._variance_scale.get(source, 1.0), source, posed.tracks >= MIN_TRACKS,
                 )
         chosen = self._chosen(candidates, blur_px)
         self._R_out = R_out[chosen]
