@@ -379,9 +379,10 @@ class Pipeline:
             return None
         window, solution = solved.window, solved.stream.solution
         posed, grid = self._posed[-len(window.mid_s) :], solution.state.grid
+        starts = [solution.state, *(judged.state for _, judged in self._judged() if judged.gate == "accepted")]
         try:
             found = crossblur.blur_depths(
-                [p.frame.image for p in posed], window.mid_s, window.ids, solved.raw, solution.state,
+                [p.frame.image for p in posed], window.mid_s, window.ids, solved.raw, starts[-1],
                 knot_precision(grid.count, grid.spacing_s) / solution.amplitude**2, posed[-1].frame.camera,
                 self.shutter, self._crossblur.scale,
             )

@@ -34,7 +34,7 @@ REACH = PLACES // 2 * STEP + 2  # working pixels from a patch's centre that must
 AHEAD = 0.2  # least depth, in units of the depth in the anchor frame
 
 _q = (np.arange(PLACES) - PLACES // 2) * float(STEP)
-OFFSETS = np.stack(np.meshgrid(_q, _q), axis=-1).reshape(-1, 2)  # (n, 2) working pixels
+OFFSETS = np.stack(np.meshgrid(_q, _q), axis=-1).reshape(-1, 2).astype(np.float32)  # (n, 2) working pixels
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ class _Reading:
     """
 
     view: View
-    centres: FloatArray
-    warp: FloatArray | None
+    centres: Float32Array
+    warp: Float32Array | None
     by: Float32Array
 
     def sampled(self, some: slice) -> Float32Array:
         """Light and gradients of some patches (P, n, S, 3)."""
-        q = OFFSETS if self.warp is None else np.einsum("pab,qb->pqa", self.warp[some], OFFSETS)
-        at = (self.centres[some, None] + q[..., None, :]).astype(np.float32)
+        q = OFFSETS if self.warp is None else OFFSETS @ np.swapaxes(self.warp[some], 1, 2)
+        at = self.centres[some, None] + q[..., None, :]
         P, n, S = at.shape[:3]
         nothing: Any = None  # both coordinates are in the first map
         out: NDArray[Any] = cv2.remap(
@@ -189,13 +189,15 @@ class AnchoredPair:
             by_b[:, :, 1:, of_a] = _by_knots(own.rows - own.mean[:, None], on_b @ G_a @ J_a)
             by_b[:, :, 1:, of_a] -= _by_knots(own.mean[:, None], lens_b @ G_b @ R_b_from_a @ J_a)
             by_b[:, :, 1:, of_b] = _by_knots(other.mean[:, None], lens_b @ G_b @ J_b)
+        centres_a, centres_b, patch_warp = (x.astype(np.float32) for x in (
+            at_a[:, None] + _turned(on_a, path_b - x_b[:, None]),
+            at_b[:, None] + _turned(on_b, path_a - x_a[:, None]),
+            lens_b @ warp @ _inverse(lens_a),
+        ))
         flat = (len(rho), 3 * S, columns)
         return (
-            _Reading(anchor.view, at_a[:, None] + _turned(on_a, path_b - x_b[:, None]), None, by_a.reshape(flat)),
-            _Reading(
-                self.view, at_b[:, None] + _turned(on_b, path_a - x_a[:, None]), lens_b @ warp @ _inverse(lens_a),
-                by_b.reshape(flat),
-            ),
+            _Reading(anchor.view, centres_a, None, by_a.reshape(flat)),
+            _Reading(self.view, centres_b, patch_warp, by_b.reshape(flat)),
             _inside(at_a, anchor.view) & _inside(at_b, self.view),
         )
 

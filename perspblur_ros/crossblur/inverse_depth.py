@@ -38,7 +38,8 @@ SETTLED = 0.8  # of the disagreement left by a step that need not be followed by
 DENSE_ITERATIONS = 2
 NEIGHBOURS = 5  # from which a patch between the tracks starts
 TEMPER = 5.0  # of the pictures beside the motion prior
-VARIANCE_SCALE = 0.2  # found on the development clips, as is TEMPER
+VARIANCE_SCALE = 0.1  # of what the tempered equations state; found on the development clips, as is TEMPER
+SCALE_FLOOR_SD = 0.02  # relative: what is left where noise is far below it (patches are flat and face the camera here)
 GAUGE_PRECISION = 1e8
 RHO_RANGE = (0.005, 20.0)  # 1/m
 MAX_STEP = 0.5  # of an inverse depth, relative
@@ -219,7 +220,8 @@ def blur_depths(
         found = between.at_reference(solved.c, _depths_alone(between, solved))
         rays, rho, variance = (np.concatenate(both) for both in zip((rays, rho, variance), found))
     ids = np.concatenate([ids[chosen], -1 - np.arange(len(more))])
-    return BlurDepths(ids, rays, rho, VARIANCE_SCALE * variance, VARIANCE_SCALE * solved.scale_variance, solved.c)
+    scale_variance = VARIANCE_SCALE * solved.scale_variance + SCALE_FLOOR_SD**2
+    return BlurDepths(ids, rays, rho, VARIANCE_SCALE * variance, scale_variance, solved.c)
 
 
 def _path_and_depths(patches: _Patches, state: SplineState, rotation_precision: FloatArray) -> _Solution:
