@@ -84,9 +84,10 @@ SIZES = {
 
 
 class Doubling:
-    """An engine whose decoder says that the path is twice as long as what it was given."""
+    """An engine whose decoder says that the path is ``times`` as long as what it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: float = 2.0) -> None:
+        self.times = times
         graphs = {name: SimpleNamespace(inputs=i, outputs=o) for name, (i, o) in interface(SIZES).items()}
         self.manifest = SimpleNamespace(sizes=SIZES, graphs=graphs, folder="somewhere")
         self.seen: list[int] = []
@@ -99,16 +100,20 @@ class Doubling:
         if graph == "decoder":
             self.decoded.append(len(self.seen))
             np.testing.assert_array_equal(inputs["guess"][0, :, 3:], 1)
-            outputs["coefficients"][0] = 2 * (db.analysis(15) @ inputs["trajectory"][0])
+            outputs["coefficients"][0] = self.times * (db.analysis(15) @ inputs["trajectory"][0])
         return outputs
 
 
-def test_the_pure_decoder_gets_the_interpolation_and_says_the_path() -> None:
+def still_clip(exposure_s: float = EXPOSURE_S) -> SimpleNamespace:
     frames = [np.zeros((48, 64), np.uint8)] * N
     stamps_ns = START_NS + PERIOD_NS * np.arange(N)
-    clip = SimpleNamespace(
-        frames=frames, stamps_ns=stamps_ns, camera=CAMERA, exposure_s=EXPOSURE_S, readout_s=0.0, lever_arm_m=(0, 0, 0.1)
+    return SimpleNamespace(
+        frames=frames, stamps_ns=stamps_ns, camera=CAMERA, exposure_s=exposure_s, readout_s=0.0, lever_arm_m=(0, 0, 0.1)
     )
+
+
+def test_the_pure_decoder_gets_the_interpolation_and_says_the_path() -> None:
+    clip = still_clip()
     results, engine = [result(k, turn=0.1) for k in range(N)], Doubling()
     paths = decoded(clip, results, engine)
     assert [samples.source for samples in paths] == ["interpolation", *["pure_decoder"] * (N - 2), "interpolation"]
@@ -120,6 +125,9 @@ def test_the_pure_decoder_gets_the_interpolation_and_says_the_path() -> None:
     line, mean = db.path_about_mean(so3.interpolate(offsets_s, knots_s, R))
     own = so3.log(mean.T @ so3.from_quat_xyzw(paths[k].q_start_from_cam))
     assert np.linalg.norm(own - 2 * line) < 0.15 * np.linalg.norm(line)  # four cosines of a broken line
+    same = decoded(still_clip(EXPOSURE_S / 3), results, Doubling(1.0))[k]  # the frame goes on outside its exposure
+    kept = so3.log(mean.T @ so3.from_quat_xyzw(same.q_start_from_cam))
+    assert np.linalg.norm(kept - line) < 1e-5 * np.linalg.norm(line)
     del engine.manifest.graphs["decoder"]
     with pytest.raises(EngineError, match="somewhere holds no decoder"):
         decoded(clip, results, engine)

@@ -49,19 +49,23 @@ def decoded(clip: SimulatedClip, interpolation: Sequence[FrameResult], engine: E
 def _decoded(
     clip: SimulatedClip, near: Sequence[FrameResult], stream: Incremental, values: NDArray[np.float32], samples: int
 ) -> DenseSamples:
-    """The middle one of three frames; the interpolation where the network gives no number."""
+    """The middle one of three frames; the interpolation where the network gives no number.
+
+    The network knows the path inside the exposure; samples outside it keep the correction at the exposure's end.
+    """
     px, given = db.pixel_units(clip.camera), near[1].dense
     knots_s = np.array([(result.sparse.stamp_ns - near[1].sparse.stamp_ns) * 1e-9 for result in near])
     R = np.array([result.sparse.R_start_from_cam for result in near])
-    path, mean = db.path_about_mean(so3.interpolate(db.sample_offsets_s(clip.exposure_s), knots_s, R))
-    trajectory = db.synthesis(samples) @ db.analysis(len(path)) @ path * px
+    own = db.coefficients(so3.interpolate(db.sample_offsets_s(clip.exposure_s), knots_s, R), px)
+    trajectory = db.synthesis(samples) @ own
     guess = np.concatenate([trajectory, np.ones_like(trajectory)], axis=1)
     found = stream.decode(near[1].dense.frame, values, np.float32(trajectory), np.float32(guess))
     if found is None:
         return given
-    inside = (given.stamp_ns - near[1].sparse.stamp_ns) * 1e-9 / clip.exposure_s + 0.5
-    basis = np.cos(np.pi * inside[:, None] * np.arange(1, db.ORDERS + 1))
-    q = so3.to_quat_xyzw(mean @ so3.exp(basis @ found[0] / px))
+    t_s = (given.stamp_ns - near[1].sparse.stamp_ns) * 1e-9
+    inside = np.clip(t_s / clip.exposure_s + 0.5, 0.0, 1.0)
+    correction = np.cos(np.pi * inside[:, None] * np.arange(1, db.ORDERS + 1)) @ (found[0] - own) / px
+    q = so3.to_quat_xyzw(so3.interpolate(t_s, knots_s, R) @ so3.exp(correction))
     return DenseSamples(
         given.frame, given.stamp_ns, q, given.omega, given.cov_rotation, given.cov_omega, "pure_decoder"
     )
