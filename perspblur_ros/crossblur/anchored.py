@@ -22,7 +22,7 @@ from .. import so3
 from ..bspline import KnotGrid
 from ..camera import Camera, Shutter
 from ..displacement import J_rotation, J_translation
-from .pair import AT_A_TIME, compared
+from .pair import compared
 from .pictures import View
 
 FloatArray = NDArray[np.float64]
@@ -113,10 +113,10 @@ class _Reading:
     warp: Float32Array | None
     by: Float32Array
 
-    def sampled(self, some: slice) -> Float32Array:
-        """Light and gradients of some patches (P, n, S, 3)."""
-        q = OFFSETS if self.warp is None else OFFSETS @ np.swapaxes(self.warp[some], 1, 2)
-        at = self.centres[some, None] + q[..., None, :]
+    def sampled(self) -> Float32Array:
+        """Light and gradients of the patches (P, n, S, 3)."""
+        q = OFFSETS if self.warp is None else OFFSETS @ np.swapaxes(self.warp, 1, 2)
+        at = self.centres[:, None] + q[..., None, :]
         P, n, S = at.shape[:3]
         nothing: Any = None  # both coordinates are in the first map
         out: NDArray[Any] = cv2.remap(
@@ -144,11 +144,7 @@ class AnchoredPair:
     def compare(self, c: FloatArray, rho: FloatArray, path_too: bool = True) -> AnchoredComparison:
         """rho (P,), 1/m in the anchor frame; ``path_too``: with the derivative by the knots."""
         of_a, of_b, seen = self._readings(c, rho, path_too)
-        parts = []
-        for first in range(0, len(rho), AT_A_TIME):
-            some = slice(first, first + AT_A_TIME)
-            parts.append(compared(of_a.sampled(some), of_a.by[some], of_b.sampled(some), of_b.by[some]))
-        residual, contrast, J = (np.concatenate(part) for part in zip(*parts))
+        residual, contrast, J = compared(of_a.sampled(), of_a.by, of_b.sampled(), of_b.by)
         return AnchoredComparison(residual, contrast, J[:, :, 1:], J[:, :, 0], seen)
 
     def _readings(self, c: FloatArray, rho: FloatArray, path_too: bool) -> tuple[_Reading, _Reading, NDArray[np.bool_]]:
