@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from perspblur_ros import depth_stage
+from perspblur_ros import crossblur, depth_stage
 from perspblur_ros.config import Config, from_mapping
 from perspblur_ros.depth_stage import DepthStage
 from perspblur_ros.engine.interface import UNMEASURED_VARIANCE, interface
@@ -91,9 +91,29 @@ def test_what_cannot_be_measured_is_not_claimed(told):
     assert np.mean(off[np.isfinite(off)] < 2) > 0.9
 
 
-def test_without_motion_nothing_is_measured():
+def test_pictures_measure_depth_better_than_tracks():
     c = clip()
-    pipeline = Pipeline(from_mapping({**TIMING, "lever_arm": list(ARM_M)}))
+    by_tracks, by_pictures = (
+        [numbers(c, depth) for depth in maps(run(c, lever_arm=list(ARM_M), depth_every_frames=5, densifier=d)[1])]
+        for d in ("spline", "crossblur")
+    )
+    assert by_pictures[-1]["abs_rel"] < 0.1
+    assert all(ours["abs_rel"] < 0.7 * theirs["abs_rel"] for ours, theirs in zip(by_pictures, by_tracks))
+    assert by_pictures[-1]["relative_sd"] < 0.8 * by_tracks[-1]["relative_sd"]
+    assert by_pictures[-1]["within_1sigma"] > 0.5
+
+
+def test_where_pictures_agree_on_no_depth_the_tracks_tell_it(monkeypatch):
+    monkeypatch.setattr(crossblur, "blur_depths", lambda *told: None)
+    pipeline, results = run(clip(), lever_arm=list(ARM_M), densifier="crossblur")
+    assert pipeline.counts["fallback.depth_from_tracks"] == len(maps(results)) > 0
+    assert numbers(clip(), maps(results)[-1])["relative_sd"] < 0.4
+
+
+@pytest.mark.parametrize("densifier", ["spline", "crossblur"])
+def test_without_motion_nothing_is_measured(densifier):
+    c = clip()
+    pipeline = Pipeline(from_mapping({**TIMING, "lever_arm": list(ARM_M), "densifier": densifier}))
     results = [r for stamp in c.stamps_ns for r in pipeline.add_frame(int(stamp), c.frames[0], c.camera)]
     depth = maps(results)[-1]
     assert np.median(np.sqrt(depth.variance_m2) / depth.depth_m) > 0.6

@@ -45,6 +45,7 @@ RHO_RANGE = (0.005, 20.0)  # 1/m
 MAX_STEP = 0.5  # of an inverse depth, relative
 START_RATIO = 3.0  # inverse depths start at most so far from their median
 DAMPING = 1e-3  # of a patch's information, relative to the median patch's
+MIN_INFORMATION = 1e-6  # m²: of a patch that does not move with its depth
 MIN_PATCHES = 16
 MIN_WEIGHT = 0.05
 MAX_DISAGREEMENT = 0.4  # residual relative to contrast: with more, this is no still scene, or the path is lost
@@ -231,7 +232,7 @@ def _path_and_depths(patches: _Patches, state: SplineState, rotation_precision: 
     c, before = state.c, np.inf
     for _ in range(MAX_ITERATIONS):
         e = patches.equations(c, path_too=True)
-        damping = DAMPING * float(np.median(e.h))
+        damping = max(DAMPING * float(np.median(e.h)), MIN_INFORMATION)
         h = e.h + damping
         coupling = e.X / h[:, None]
         factor = cho_factor(e.H - e.X.T @ coupling + prior)
