@@ -16,7 +16,7 @@ from perspblur_ros import so3
 from perspblur_ros.bspline import KnotGrid
 from perspblur_ros.camera import Camera, Shutter
 from perspblur_ros.crossblur import blur_depths, inverse_depth
-from perspblur_ros.crossblur.anchored import OFFSETS, Anchor, AnchoredPair
+from perspblur_ros.crossblur.anchored import OFFSETS, Anchor, AnchoredComparison, AnchoredPair
 from perspblur_ros.crossblur.pictures import View
 from perspblur_ros.displacement import moved_pixels
 from perspblur_ros.motion_prior import knot_precision
@@ -54,41 +54,45 @@ def waves(seed: int, mid_s: float, camera: Camera = CAMERA) -> View:
     return View(picture, picture[..., 0].copy(), picture[..., 0].copy(), 0.5, mid_s)
 
 
-def smooth_pair(camera: Camera, arm_m: np.ndarray, rate: float = 0.5) -> tuple[AnchoredPair, np.ndarray, np.ndarray]:
+def smooth_pair(camera: Camera = CAMERA, rate: float = 0.5) -> tuple[AnchoredPair, np.ndarray, np.ndarray]:
     """A pair of frames far apart, a path and inverse depths."""
     rng = np.random.default_rng(3)
     raw = rng.uniform([60, 60], [camera.width - 60, camera.height - 60], (12, 2))
     c = knots(swaying(4, 0.6, rate).centred(0.0, 0.5))
     anchor = Anchor(waves(1, MID_S[1], camera), raw, camera, SHUTTER, GRID, OFFSETS_S)
-    pair = AnchoredPair(anchor, waves(2, MID_S[6], camera), GRID, c, arm_m)
+    pair = AnchoredPair(anchor, waves(2, MID_S[6], camera), GRID, c)
     return pair, c, rng.uniform(0.3, 1.0, 12)
+
+
+def compare(pair: AnchoredPair, c: np.ndarray, rho: np.ndarray, arm_m: np.ndarray = ARM_M, **how) -> AnchoredComparison:
+    return pair.compare(c, pair.anchor.placed(c, rho, arm_m), **how)
 
 
 @pytest.mark.parametrize("camera", [CAMERA, BARREL], ids=["pinhole", "distorted"])
 def test_the_jacobian_is_that_of_the_residual(camera):
     """But for the change of the warp, which is left out as small. Steps well above the 1/32 pixel of OpenCV's remap."""
-    pair, c, rho = smooth_pair(camera, ARM_M)
+    pair, c, rho = smooth_pair(camera)
     warps = []
     warp_of = pair._warp
     pair._warp = lambda *at: warps.append(warp_of(*at)) or warps[0]
-    found = pair.compare(c, rho)
+    found = compare(pair, c, rho)
     assert found.seen.all()
     columns = np.concatenate([np.arange(s.start, s.stop) for s in pair.columns()])
     steps = np.random.default_rng(5).normal(0, 1, (8, *c.shape))
     analytic = np.array([found.by_knots @ step.ravel()[columns] for step in steps])
-    ahead, behind = (np.array([pair.compare(c + s * 1e-3 * x, rho).residual for x in steps]) for s in (1, -1))
+    ahead, behind = (np.array([compare(pair, c + s * 1e-3 * x, rho).residual for x in steps]) for s in (1, -1))
     numeric = (ahead - behind) / 2e-3
     assert np.linalg.norm(analytic - numeric) < 0.08 * np.linalg.norm(numeric)
     assert np.sum(analytic * numeric) == pytest.approx(np.sum(numeric**2), rel=0.03)
-    ahead, behind = (pair.compare(c, rho + s * 0.05).residual for s in (1, -1))
+    ahead, behind = (compare(pair, c, rho + s * 0.05).residual for s in (1, -1))
     numeric = (ahead - behind) / 0.1
     assert np.linalg.norm(found.by_rho - numeric) < 0.08 * np.linalg.norm(numeric)
     assert np.sum(found.by_rho * numeric) == pytest.approx(np.sum(numeric**2), rel=0.03)
 
 
 def test_without_the_path_the_rest_is_the_same():
-    pair, c, rho = smooth_pair(CAMERA, ARM_M)
-    full, alone = pair.compare(c, rho), pair.compare(c, rho, path_too=False)
+    pair, c, rho = smooth_pair()
+    full, alone = compare(pair, c, rho), compare(pair, c, rho, path_too=False)
     assert alone.by_knots.shape[2] == 0
     np.testing.assert_allclose(alone.residual, full.residual, atol=1e-4)
     np.testing.assert_allclose(alone.by_rho, full.by_rho, atol=1e-3)
@@ -96,8 +100,9 @@ def test_without_the_path_the_rest_is_the_same():
 
 def test_patches_are_read_where_a_slow_twin_reads_them():
     """Every sub-sample of every patch by itself: the point's path in both frames, and the patch's warp by two rays."""
-    pair, c, rho = smooth_pair(CAMERA, ARM_M)
-    of_a, of_b, _ = pair._readings(c, rho, path_too=False)
+    pair, c, rho = smooth_pair()
+    placed = pair.anchor.placed(c, rho, ARM_M)
+    of_a, of_b, _ = pair._readings(placed.own, placed.points.along(pair.exposure, c), path_too=False)
     a, b = pair.anchor.exposure, pair.exposure
     for j in range(len(rho)):
         R_a = so3.exp(a.mean[j] @ c[a.knots])
@@ -121,8 +126,8 @@ def test_patches_are_read_where_a_slow_twin_reads_them():
 @settings(max_examples=15, deadline=None)
 @given(st.floats(0.05, 3.0), st.floats(0.1, 1.0))
 def test_without_a_lever_arm_no_depth_shows(rho, rate):
-    pair, c, _ = smooth_pair(CAMERA, np.zeros(3), rate)
-    found, other = (pair.compare(c, np.full(12, value)) for value in (rho, 0.5))
+    pair, c, _ = smooth_pair(rate=rate)
+    found, other = (compare(pair, c, np.full(12, value), np.zeros(3)) for value in (rho, 0.5))
     np.testing.assert_allclose(found.residual, other.residual, atol=2e-2)
     assert np.abs(found.by_rho).max() < 1e-3
 
@@ -131,8 +136,8 @@ def test_what_is_known_of_depth_falls_with_the_lever_arm():
     """Information goes with the arm's square."""
     information = []
     for share in (1.0, 0.1):
-        pair, c, rho = smooth_pair(CAMERA, share * ARM_M)
-        information.append(np.sum(pair.compare(c, rho).by_rho ** 2, axis=1))
+        pair, c, rho = smooth_pair()
+        information.append(np.sum(compare(pair, c, rho, share * ARM_M).by_rho ** 2, axis=1))
     assert 30 < np.median(information[0] / information[1]) < 300
 
 

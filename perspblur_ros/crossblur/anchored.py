@@ -52,6 +52,64 @@ class Exposure:
         return cls(knots, rows, rows.mean(axis=1))
 
 
+@dataclass(frozen=True)
+class Sight:
+    """Where points are seen along an exposure.
+
+    R        (P, 3, 3) mean rotation, and its J_right (P, 3, 3)
+    pixels   (P, S, 2) ideal, and their mean (P, 2)
+    by_rho   (P, S, 2) their derivative by the inverse depth in the anchor frame
+    by_turn  (P, 2, 3) pixels per radian of the camera's turn about its pivot, at the mean
+    z        (P,) mean depth in units of that in the anchor frame
+    """
+
+    R: FloatArray
+    J_right: FloatArray
+    pixels: FloatArray
+    mean: FloatArray
+    by_rho: FloatArray
+    by_turn: FloatArray
+    z: FloatArray
+
+    @property
+    def about_mean(self) -> FloatArray:
+        return self.pixels - self.mean[:, None]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points m + ρ r and lever arms r as an anchor frame has them, turned into the reference: (P, 3) each."""
+
+    camera: Camera
+    lever_arm_m: FloatArray
+    rho: FloatArray
+    from_pivot: FloatArray
+    arm: FloatArray
+
+    def along(self, exposure: Exposure, c: FloatArray) -> Sight:
+        """Where they are seen during an exposure of some frame."""
+        r, camera, rho = self.lever_arm_m, self.camera, self.rho[:, None]
+        knots = c[exposure.knots]
+        phi, mean_phi = exposure.rows @ knots, exposure.mean @ knots
+        Y = so3.rotate(-phi, self.from_pivot[:, None]) - rho[..., None] * r
+        Y[..., 2] = np.maximum(Y[..., 2], AHEAD)
+        moved = so3.rotate(-phi, self.arm[:, None]) - r
+        slope = Y[..., :2] / Y[..., 2:]
+        by_rho = (moved[..., :2] - slope * moved[..., 2:]) / Y[..., 2:] * (camera.fx, camera.fy)
+        pixels = slope * (camera.fx, camera.fy) + (camera.cx, camera.cy)
+        mean, z = pixels.mean(axis=1), Y[..., 2].mean(axis=1)
+        by_turn = J_rotation(camera, mean) - (rho / z[:, None])[..., None] * (J_translation(camera, mean) @ so3.hat(r))
+        return Sight(so3.exp(mean_phi), so3.J_right(mean_phi), pixels, mean, by_rho, by_turn, z)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An anchor's points on a path, and where its own exposure sees them."""
+
+    points: Points
+    own: Sight
+
+
 class Anchor:
     """Patches of one frame: raw pixels (P, 2), and their points as the path's knots c (count, 3) place them.
 
@@ -66,13 +124,16 @@ class Anchor:
         row_s = shutter.row_offset_s(raw[:, 1], camera.height)
         self.exposure = Exposure.of(grid, view.mid_s + row_s[:, None] + offsets_s)
 
-    def phi(self, c: FloatArray) -> FloatArray:
-        """Mean rotation of every patch's exposure (P, 3): R_ref_from_cam = exp(φ)."""
-        return self.exposure.mean @ c[self.exposure.knots]
+    def placed(self, c: FloatArray, rho: FloatArray, lever_arm_m: FloatArray) -> Placed:
+        """The patches' points on a path; rho (P,), 1/m in the anchor frame."""
+        phi = self.exposure.mean @ c[self.exposure.knots]
+        from_pivot, arm = so3.rotate(phi, self.rays + rho[:, None] * lever_arm_m), so3.rotate(phi, lever_arm_m)
+        points = Points(self.camera, lever_arm_m, rho, from_pivot, arm)
+        return Placed(points, points.along(self.exposure, c))
 
     def seen_from_reference(self, c: FloatArray, rho: FloatArray, lever_arm_m: FloatArray) -> tuple[FloatArray, ...]:
         """Rays (P, 2) and inverse depths (P,) at the reference, and their ratio to those in the anchor frame."""
-        v = so3.rotate(self.phi(c), self.rays + rho[:, None] * lever_arm_m) - rho[:, None] * lever_arm_m
+        v = self.placed(c, rho, lever_arm_m).points.from_pivot - rho[:, None] * lever_arm_m
         ratio = 1 / np.maximum(v[:, 2], AHEAD)
         return v[:, :2] * ratio[:, None], rho * ratio, ratio
 
@@ -109,14 +170,14 @@ class _Reading:
     """
 
     view: View
-    centres: Float32Array
-    warp: Float32Array | None
+    centres: FloatArray
+    warp: FloatArray | None
     by: Float32Array
 
     def sampled(self) -> Float32Array:
         """Light and gradients of the patches (P, n, S, 3)."""
-        q = OFFSETS if self.warp is None else OFFSETS @ np.swapaxes(self.warp, 1, 2)
-        at = self.centres[:, None] + q[..., None, :]
+        q = OFFSETS if self.warp is None else OFFSETS @ np.swapaxes(self.warp.astype(np.float32), 1, 2)
+        at = self.centres.astype(np.float32)[:, None] + q[..., None, :]
         P, n, S = at.shape[:3]
         nothing: Any = None  # both coordinates are in the first map
         out: NDArray[Any] = cv2.remap(
@@ -128,10 +189,10 @@ class _Reading:
 class AnchoredPair:
     """An anchor's patches against another frame, for paths near the knots ``c`` (count, 3)."""
 
-    def __init__(self, anchor: Anchor, view: View, grid: KnotGrid, c: FloatArray, lever_arm_m: FloatArray) -> None:
-        self.anchor, self.view, self.camera, self._arm_m = anchor, view, anchor.camera, lever_arm_m
-        phi = grid.rows(np.array([view.mid_s])) @ c
-        far = so3.rotate(-phi, so3.rotate(anchor.phi(c), anchor.rays))
+    def __init__(self, anchor: Anchor, view: View, grid: KnotGrid, c: FloatArray) -> None:
+        self.anchor, self.view, self.camera = anchor, view, anchor.camera
+        phi, own = grid.rows(np.array([view.mid_s])) @ c, anchor.exposure
+        far = so3.rotate(-phi, so3.rotate(own.mean @ c[own.knots], anchor.rays))
         rows = np.clip(self.camera.project(far)[:, 1], 0, self.camera.height - 1)
         row_s = anchor.shutter.row_offset_s(rows, self.camera.height)
         self.exposure = Exposure.of(grid, view.mid_s + row_s[:, None] + anchor.offsets_s)
@@ -141,84 +202,51 @@ class AnchoredPair:
         a, b = self.anchor.exposure.knots, self.exposure.knots
         return slice(3 * a.start, 3 * a.stop), slice(3 * b.start, 3 * b.stop)
 
-    def compare(self, c: FloatArray, rho: FloatArray, path_too: bool = True) -> AnchoredComparison:
-        """rho (P,), 1/m in the anchor frame; ``path_too``: with the derivative by the knots."""
-        of_a, of_b, seen = self._readings(c, rho, path_too)
+    def compare(self, c: FloatArray, placed: Placed, path_too: bool = True) -> AnchoredComparison:
+        """The anchor's points ``placed`` on the path c; ``path_too``: with the derivative by the knots."""
+        of_a, of_b, seen = self._readings(placed.own, placed.points.along(self.exposure, c), path_too)
         residual, contrast, J = compared(of_a.sampled(), of_a.by, of_b.sampled(), of_b.by)
         return AnchoredComparison(residual, contrast, J[:, :, 1:], J[:, :, 0], seen)
 
-    def _readings(self, c: FloatArray, rho: FloatArray, path_too: bool) -> tuple[_Reading, _Reading, NDArray[np.bool_]]:
+    def _readings(self, a: Sight, b: Sight, path_too: bool) -> tuple[_Reading, _Reading, NDArray[np.bool_]]:
         """How both frames are read, and which patches lie in both.
 
         With the paths about their means, u_a and u_b, frame a is read at x_a + q − M⁻¹ u_b(s), and frame b at
         x_b + M (q − u_a(s)): only b's mean place moves with path and depth, for the point stays where it is in a.
         """
-        anchor, camera, r = self.anchor, self.camera, self._arm_m
-        own, other = anchor.exposure, self.exposure
-        phi_a, phi_b = anchor.phi(c), other.mean @ c[other.knots]
-        point, arm = so3.rotate(phi_a, anchor.rays + rho[:, None] * r), so3.rotate(phi_a, r)
-        path_a, path_a_by_rho, z_a = self._along(own.rows @ c[own.knots], point, arm, rho)
-        path_b, path_b_by_rho, z_b = self._along(other.rows @ c[other.knots], point, arm, rho)
-        x_a, x_b, x_b_by_rho = path_a.mean(axis=1), path_b.mean(axis=1), path_b_by_rho.mean(axis=1)
-
-        R_b_from_a = np.swapaxes(so3.exp(phi_b), 1, 2) @ so3.exp(phi_a)
-        warp = self._warp(x_b, z_b, R_b_from_a)
-        raw_a, lens_a = _through_lens(camera, x_a)
-        raw_b, lens_b = _through_lens(camera, x_b)
-        lens_a, lens_b = lens_a * anchor.view.scale, lens_b * self.view.scale
+        b_from_a = np.swapaxes(b.R, 1, 2) @ a.R
+        warp = self._warp(b, b_from_a)
+        raw_a, lens_a = _through_lens(self.camera, a.mean)
+        raw_b, lens_b = _through_lens(self.camera, b.mean)
+        lens_a, lens_b = lens_a * self.anchor.view.scale, lens_b * self.view.scale
         on_a, on_b = -lens_a @ _inverse(warp), -lens_b @ warp
-        at_a, at_b = _working(raw_a, anchor.view), _working(raw_b, self.view)
+        at_a, at_b = _working(raw_a, self.anchor.view), _working(raw_b, self.view)
 
-        knots_a, knots_b = 3 * own.rows.shape[2], 3 * other.rows.shape[2]
-        columns = 2 + (knots_a + knots_b if path_too else 0)
-        S = len(anchor.offsets_s)
-        by_a, by_b = np.zeros((2, len(rho), S, 3, columns), np.float32)
-        by_a[:, :, 0, 0] = by_b[:, :, 0, 0] = 1 / S
-        by_a[:, :, 1:, 1] = _turned(on_a, path_b_by_rho - x_b_by_rho[:, None]) / S
-        by_b[:, :, 1:, 1] = _turned(on_b, path_a_by_rho - path_a_by_rho.mean(axis=1, keepdims=True)) / S
-        by_b[:, :, 1:, 1] += _turned(lens_b, x_b_by_rho[:, None]) / S
+        own, other = self.anchor.exposure, self.exposure
+        knots_a, knots_b = (3 * e.rows.shape[2] if path_too else 0 for e in (own, other))
+        (P, S), columns = a.pixels.shape[:2], 2 + knots_a + knots_b
+        by_a, by_b = np.zeros((2, P, S, 3, columns), np.float32)
+        by_a[:, :, 0, 0] = by_b[:, :, 0, 0] = 1
+        b_by_rho = b.by_rho.mean(axis=1, keepdims=True)
+        by_a[:, :, 1:, 1] = _turned(on_a, b.by_rho - b_by_rho)
+        by_b[:, :, 1:, 1] = _turned(on_b, a.by_rho - a.by_rho.mean(axis=1, keepdims=True)) + _turned(lens_b, b_by_rho)
         if path_too:
-            G_a, G_b = self._by_turn(x_a, rho / z_a) / S, self._by_turn(x_b, rho / z_b) / S
-            J_a, J_b = so3.J_right(phi_a), so3.J_right(phi_b)
             of_a, of_b = slice(2, 2 + knots_a), slice(2 + knots_a, columns)
-            by_a[:, :, 1:, of_b] = _by_knots(other.rows - other.mean[:, None], on_a @ G_b @ J_b)
-            by_b[:, :, 1:, of_a] = _by_knots(own.rows - own.mean[:, None], on_b @ G_a @ J_a)
-            by_b[:, :, 1:, of_a] -= _by_knots(own.mean[:, None], lens_b @ G_b @ R_b_from_a @ J_a)
-            by_b[:, :, 1:, of_b] = _by_knots(other.mean[:, None], lens_b @ G_b @ J_b)
-        centres_a, centres_b, patch_warp = (x.astype(np.float32) for x in (
-            at_a[:, None] + _turned(on_a, path_b - x_b[:, None]),
-            at_b[:, None] + _turned(on_b, path_a - x_a[:, None]),
-            lens_b @ warp @ _inverse(lens_a),
-        ))
-        flat = (len(rho), 3 * S, columns)
+            by_a[:, :, 1:, of_b] = _by_knots(other.rows - other.mean[:, None], on_a @ b.by_turn @ b.J_right)
+            by_b[:, :, 1:, of_a] = _by_knots(own.rows - own.mean[:, None], on_b @ a.by_turn @ a.J_right)
+            by_b[:, :, 1:, of_a] -= _by_knots(own.mean[:, None], lens_b @ b.by_turn @ b_from_a @ a.J_right)
+            by_b[:, :, 1:, of_b] = _by_knots(other.mean[:, None], lens_b @ b.by_turn @ b.J_right)
+        by_a, by_b = (by.reshape(P, 3 * S, columns) / np.float32(S) for by in (by_a, by_b))
         return (
-            _Reading(anchor.view, centres_a, None, by_a.reshape(flat)),
-            _Reading(self.view, centres_b, patch_warp, by_b.reshape(flat)),
-            _inside(at_a, anchor.view) & _inside(at_b, self.view),
+            _Reading(self.anchor.view, at_a[:, None] + _turned(on_a, b.about_mean), None, by_a),
+            _Reading(self.view, at_b[:, None] + _turned(on_b, a.about_mean), lens_b @ warp @ _inverse(lens_a), by_b),
+            _inside(at_a, self.anchor.view) & _inside(at_b, self.view),
         )
 
-    def _warp(self, ideal: FloatArray, z: FloatArray, R_b_from_a: FloatArray) -> FloatArray:
-        """∂x_b/∂x_a (P, 2, 2) at constant depth; z (P,) depth in b in units of that in a."""
-        per_ray = J_translation(self.camera, ideal) @ R_b_from_a[:, :, :2] / -z[:, None, None]
+    def _warp(self, b: Sight, b_from_a: FloatArray) -> FloatArray:
+        """∂x_b/∂x_a (P, 2, 2) at constant depth."""
+        per_ray = J_translation(self.camera, b.mean) @ b_from_a[:, :, :2] / -b.z[:, None, None]
         return np.asarray(per_ray / (self.camera.fx, self.camera.fy))
-
-    def _by_turn(self, ideal: FloatArray, rho: FloatArray) -> FloatArray:
-        """Pixels per radian of the camera's turn about the pivot, (P, 2, 3); rho (P,) in that camera."""
-        arm = so3.hat(self._arm_m)
-        return J_rotation(self.camera, ideal) - rho[:, None, None] * (J_translation(self.camera, ideal) @ arm)
-
-    def _along(
-        self, phi: FloatArray, point: FloatArray, arm: FloatArray, rho: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Ideal pixels (P, S, 2) along a path φ (P, S, 3), their derivative by ρ, and the mean depth in units of the
-        depth in the anchor frame; ``point`` and ``arm`` (P, 3) are m + ρ r and r turned into the reference."""
-        r, camera = self._arm_m, self.camera
-        Y = so3.rotate(-phi, point[:, None]) - rho[:, None, None] * r
-        Y[..., 2] = np.maximum(Y[..., 2], AHEAD)
-        moved = so3.rotate(-phi, arm[:, None]) - r
-        slope = Y[..., :2] / Y[..., 2:]
-        by_rho = (moved[..., :2] - slope * moved[..., 2:]) / Y[..., 2:] * (camera.fx, camera.fy)
-        return slope * (camera.fx, camera.fy) + (camera.cx, camera.cy), by_rho, Y[..., 2].mean(axis=1)
 
 
 def _by_knots(rows: FloatArray, G: FloatArray) -> Float32Array:

@@ -33,8 +33,9 @@ COMPARED = 7  # frames that every anchor is compared with, at most
 SUBSAMPLES = 5  # of an exposure
 TRACK_CELLS = 100  # of each anchor frame: one track in each
 DENSE_CELLS = 432  # of the last anchor frame: one patch in each where there is no track
-MAX_ITERATIONS = 6
+MAX_ITERATIONS = 8
 SETTLED = 0.8  # of the disagreement left by a step that need not be followed by another
+SETTLED_LEVEL = 0.1  # likewise: a narrow view agrees long before its level is right
 DENSE_ITERATIONS = 2
 NEIGHBOURS = 5  # from which a patch between the tracks starts
 TEMPER = 5.0  # of the pictures beside the motion prior
@@ -101,11 +102,12 @@ class _Patches:
             self._anchors.append((anchor, own))
             for other, seen in pictures.views.items():
                 if other != k:
-                    self._pairs.append((AnchoredPair(anchor, seen, pictures.grid, c, self._arm_m), own))
+                    self._pairs.append((AnchoredPair(anchor, seen, pictures.grid, c), own))
 
     def equations(self, c: FloatArray, path_too: bool) -> _Equations:
         """Tempered, robust normal equations of all pairs; ``path_too``: over the knots as well."""
-        looks = [pair.compare(c, self.rho[own], path_too) for pair, own in self._pairs]
+        placed = {anchor: anchor.placed(c, self.rho[own], self._arm_m) for anchor, own in self._anchors}
+        looks = [pair.compare(c, placed[pair.anchor], path_too) for pair, _ in self._pairs]
         rms, contrast = (
             np.concatenate([getattr(look, name)[look.seen] for look in looks]) for name in ("rms", "contrast")
         )
@@ -121,10 +123,12 @@ class _Patches:
         e.weights[:] = np.maximum(e.weights / np.maximum(counted, 1), MIN_WEIGHT)
         return e
 
-    def move(self, step: FloatArray) -> None:
-        """Change the inverse depths, by so much that the equations still hold."""
-        reach = MAX_STEP * np.maximum(self.rho, np.median(self.rho) / START_RATIO)
+    def move(self, step: FloatArray) -> float:
+        """Change the inverse depths, by so much that the equations still hold; how far they went as a whole, relative."""
+        level = float(np.median(self.rho))
+        reach = MAX_STEP * np.maximum(self.rho, level / START_RATIO)
         self.rho = np.clip(self.rho + np.clip(step, -reach, reach), *RHO_RANGE)
+        return abs(float(np.median(self.rho)) / level - 1)
 
     def at_reference(self, c: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Rays (N, 2), inverse depths (N,) and their variance, of the patches' own frames, carried to the reference."""
@@ -206,7 +210,7 @@ def blur_depths(
     chosen = np.concatenate(list(members.values()))
     if len(chosen) < MIN_PATCHES:
         return None
-    level = float(np.median(state.rho[chosen]))
+    level = max(float(np.median(state.rho[chosen])), RHO_RANGE[0])
     start = np.clip(state.rho[chosen], level / START_RATIO, level * START_RATIO)
     at_tracks = _Patches(pictures, {k: raw[j, k] for k, j in members.items() if len(j)}, start, state.c)
     solved = _path_and_depths(at_tracks, state, rotation_precision)
@@ -238,8 +242,8 @@ def _path_and_depths(patches: _Patches, state: SplineState, rotation_precision: 
         factor = cho_factor(e.H - e.X.T @ coupling + prior)
         x = -cho_solve(factor, e.g - coupling.T @ e.b)
         c = c + x.reshape(-1, 3)
-        patches.move(-(e.b + e.X @ x) / h)
-        if e.disagreement > SETTLED * before:
+        moved = patches.move(-(e.b + e.X @ x) / h)
+        if e.disagreement > SETTLED * before and moved < SETTLED_LEVEL:
             break
         before = e.disagreement
     # each patch's own variance and the path's, of which the part that moves all alike is kept apart
