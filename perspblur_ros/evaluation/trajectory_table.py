@@ -34,7 +34,7 @@ DENSE = {  # every way and the densifier that is run for it; the pure decoder go
     "track spline": "spline",
     PURE: "",
     "learned path alone": "decoder",
-    "refinement, no network": "crossblur",
+    "refinement, no learned step": "crossblur",
     "default": "auto",
 }
 # rotations of the frames, and the way whose run has them
