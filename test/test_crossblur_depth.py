@@ -192,12 +192,13 @@ def clip() -> Clip:
     return Clip(images, raw, state, render_depth(prepared, path, ref_s, ARM_M))
 
 
-def test_depths_and_path_are_found_from_a_wrong_start():
-    """Half a pixel off the path and no relief at all, the level wrong by a third: pictures tell better."""
+@pytest.mark.parametrize("start_rho", [0.4, 1.5])
+def test_depths_and_path_are_found_from_a_wrong_start(start_rho):
+    """Half a pixel off the path, no relief at all, and the level wrong: pictures tell better."""
     true = clip().state
     rng = np.random.default_rng(1)
     wrong = true.c + GRID.fit_values(np.cumsum(rng.normal(0, 6e-4, (GRID.count, 3)), axis=0))
-    found = clip().found(c=wrong, rho=np.full(len(true.rho), 0.4))
+    found = clip().found(c=wrong, rho=np.full(len(true.rho), start_rho))
     assert found is not None
     relative, in_sd = clip().errors(found)
     assert np.median(np.abs(relative)) < 0.06

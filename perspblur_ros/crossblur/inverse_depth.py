@@ -124,7 +124,7 @@ class _Patches:
         return e
 
     def move(self, step: FloatArray) -> float:
-        """Change the inverse depths, by so much that the equations still hold; how far they went as a whole, relative."""
+        """Change the inverse depths, by so much that the equations still hold; the relative change of their median."""
         level = float(np.median(self.rho))
         reach = MAX_STEP * np.maximum(self.rho, level / START_RATIO)
         self.rho = np.clip(self.rho + np.clip(step, -reach, reach), *RHO_RANGE)
