@@ -21,10 +21,11 @@ from perspblur_ros.engine.probe import check_engine  # noqa: E402
 from perspblur_ros.engine.select import select_engine  # noqa: E402
 from perspblur_ros.errors import ConfigError, EngineError  # noqa: E402
 from perspblur_ros.export import export_network, load_network  # noqa: E402
+from perspblur_ros.model.checkpoint import save_checkpoint  # noqa: E402
 from perspblur_ros.model.network import Network  # noqa: E402
 from perspblur_ros.model.presets import PRESETS  # noqa: E402
 from perspblur_ros.training import exported  # noqa: E402
-from perspblur_ros.training.exported import load_exported  # noqa: E402
+from perspblur_ros.training.exported import load_exported, load_start  # noqa: E402
 
 
 def network_of(preset):
@@ -97,6 +98,17 @@ def test_weights_come_back_out_of_the_graphs(network, folder):
     for part in ("prior", "trajectory"):
         for a, b in zip(getattr(network, part).parameters(), getattr(again, part).parameters()):
             np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+def test_training_starts_from_graphs_a_checkpoint_or_nothing(network, folder, tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", network, {"steps": 4})
+    for start, steps in ((folder, 3), (tmp_path / "a.safetensors", 4)):
+        again, summary = load_start(start, "tiny")
+        assert again.preset == MICRO
+        assert summary["steps"] == steps
+    assert load_start(None, "tiny")[0].preset == PRESETS["tiny"]
+    with pytest.raises(EngineError, match="does not exist"):
+        load_start(tmp_path / "b.safetensors", "tiny")
 
 
 def test_weights_that_are_not_those_of_the_graph_are_refused(folder, monkeypatch):
