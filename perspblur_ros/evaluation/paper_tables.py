@@ -63,8 +63,8 @@ WAYS = {
     "median": "the image's own median (oracle)",
     "sharp": "network trained on sharp, still frames",
     "own": "network alone, pixels only (the paper's form)",
-    "measured": "tracks alone, closed form",
-    "fused": "network and tracks",
+    "measured": "blurred pictures, closed form",
+    "fused": "network and blurred pictures",
 }
 
 
