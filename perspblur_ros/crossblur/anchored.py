@@ -5,8 +5,8 @@ the lever arm r (pivot → optical centre) its point is seen at any time from
 
     Y(t) = R(t)ᵀ R_a (m + ρ r) − ρ r,   x = π(K Y).
 
-Unlike ``PairTerm`` it compares frames far apart: the patch is warped from a to b by the turn between them,
-M = ∂x_b/∂x_a, without which a wide lens biases every comparison by tenths of a pixel; and ρ is an unknown.
+Unlike ``PairTerm`` it compares frames far apart, and ρ is an unknown. The patch is warped from a to b by the turn
+between them, M = ∂x_b/∂x_a, without which a wide lens biases every comparison by tenths of a pixel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .. import so3
 from ..bspline import KnotGrid
 from ..camera import Camera, Shutter
 from ..displacement import J_rotation, J_translation
-from .pair import compared
+from .pair import compared, inverse
 from .pictures import View
 
 FloatArray = NDArray[np.float64]
@@ -219,7 +219,7 @@ class AnchoredPair:
         raw_a, lens_a = _through_lens(self.camera, a.mean)
         raw_b, lens_b = _through_lens(self.camera, b.mean)
         lens_a, lens_b = lens_a * self.anchor.view.scale, lens_b * self.view.scale
-        on_a, on_b = -lens_a @ _inverse(warp), -lens_b @ warp
+        on_a, on_b = -lens_a @ inverse(warp), -lens_b @ warp
         at_a, at_b = _working(raw_a, self.anchor.view), _working(raw_b, self.view)
 
         own, other = self.anchor.exposure, self.exposure
@@ -239,7 +239,7 @@ class AnchoredPair:
         by_a, by_b = (by.reshape(P, 3 * S, columns) / np.float32(S) for by in (by_a, by_b))
         return (
             _Reading(self.anchor.view, at_a[:, None] + _turned(on_a, b.about_mean), None, by_a),
-            _Reading(self.view, at_b[:, None] + _turned(on_b, a.about_mean), lens_b @ warp @ _inverse(lens_a), by_b),
+            _Reading(self.view, at_b[:, None] + _turned(on_b, a.about_mean), lens_b @ warp @ inverse(lens_a), by_b),
             _inside(at_a, self.anchor.view) & _inside(at_b, self.view),
         )
 
@@ -258,12 +258,6 @@ def _by_knots(rows: FloatArray, G: FloatArray) -> Float32Array:
 def _turned(matrices: FloatArray, vectors: FloatArray) -> FloatArray:
     """(P, 2, 2) times (P, S, 2)."""
     return np.asarray(vectors @ np.swapaxes(matrices, 1, 2))
-
-
-def _inverse(m: FloatArray) -> FloatArray:
-    """Of matrices (P, 2, 2); far faster than the general one."""
-    (a, b), (c, d) = np.moveaxis(m, 0, -1)
-    return np.moveaxis(np.array([[d, -b], [-c, a]]) / (a * d - b * c), -1, 0)
 
 
 def _through_lens(camera: Camera, ideal: FloatArray) -> tuple[FloatArray, FloatArray]:

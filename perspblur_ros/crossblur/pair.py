@@ -41,11 +41,13 @@ class Geometry:
     """Both frames' paths for every patch, displacements (P, S, 2) raw px, and what moves them.
 
     path_a  about its mean; path_b about the anchor, the tracked point in the first frame
+    warp    (P, 2, 2) ∂x_b/∂x_a of a patch: the turn between the frames
     G_a, G_b (P, 2, 3) px per rad; T_a, T_b (P, 2, 3) px per m, None where the lever arm ties translation to rotation
     """
 
     path_a: FloatArray
     path_b: FloatArray
+    warp: FloatArray
     G_a: FloatArray
     G_b: FloatArray
     T_a: FloatArray | None
@@ -135,18 +137,20 @@ class PairTerm:
         light and derivative come out of one product per patch.
         """
         at_a, at_b = self._centres(g)
+        q_b = self._warped(g)
         by_a, by_b = self._reading(g)
         parts = []
         for some in (slice(k, k + AT_A_TIME) for k in range(0, len(at_a), AT_A_TIME)):
-            a, b = self._sampled(self.a.picture, at_a[some]), self._sampled(self.b.picture, at_b[some])
+            a = self._sampled(self.a.picture, at_a[some], self._q)
+            b = self._sampled(self.b.picture, at_b[some], q_b[some])
             parts.append(compared(a, by_a[some], b, by_b[some]))
         return Comparison(*(np.concatenate(part) for part in zip(*parts)))
 
     def disagreement(self, g: Geometry) -> FloatArray:
         """RMS residual relative to contrast (P,): a long path averages both away, and that proves nothing."""
         at_a, at_b = self._centres(g)
-        light_a = self._sampled(self.a.light, at_a).mean(axis=2)
-        light_b = self._sampled(self.b.light, at_b).mean(axis=2)
+        light_a = self._sampled(self.a.light, at_a, self._q).mean(axis=2)
+        light_b = self._sampled(self.b.light, at_b, self._warped(g)).mean(axis=2)
         a, b, _, power, _ = _normalised(light_a, light_b)
         return np.sqrt(np.asarray(((a - b) ** 2).mean(axis=1) / power, float))
 
@@ -154,14 +158,18 @@ class PairTerm:
         """Where the patches of both frames are read, (P, S, 2) working pixels: each along the other's path."""
         s = self.a.scale
         mean_b = g.path_b.mean(axis=1)
-        at_a = self._anchor[:, None] - (g.path_b - mean_b[:, None]) * s
-        at_b = (self._anchor + mean_b * s)[:, None] - g.path_a * s
+        at_a = self._anchor[:, None] - (g.path_b - mean_b[:, None]) @ np.swapaxes(inverse(g.warp), 1, 2) * s
+        at_b = (self._anchor + mean_b * s)[:, None] - g.path_a @ np.swapaxes(g.warp, 1, 2) * s
         return at_a.astype(np.float32), at_b.astype(np.float32)
 
-    def _sampled(self, picture: Float32Array, centres: Float32Array) -> Float32Array:
-        """Patches around centres (P, S, 2): (P, n, S), or (P, n, S, channels)."""
+    def _warped(self, g: Geometry) -> Float32Array:
+        """A patch's pixels about its centre as frame b shows them (P, n, 2)."""
+        return np.asarray(self._q @ np.swapaxes(g.warp, 1, 2).astype(np.float32))
+
+    def _sampled(self, picture: Float32Array, centres: Float32Array, q: Float32Array) -> Float32Array:
+        """Pixels q (n, 2) or (P, n, 2) about centres (P, S, 2): (P, n, S), or (P, n, S, channels)."""
         P, S = centres.shape[:2]
-        at = (centres[:, None] + self._q[:, None]).reshape(P, -1, 2)
+        at = (centres[:, None] + q[..., None, :]).reshape(P, -1, 2)
         nothing: Any = None  # both coordinates are in the first map
         out: NDArray[Any] = cv2.remap(picture, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return out.reshape(P, len(self._q), S, *picture.shape[2:])
@@ -174,9 +182,11 @@ class PairTerm:
             bases.append((self._moving, g.T_a, g.T_b))
         by_a, by_b = [], []
         for basis, G_a, G_b in bases:
-            own, other = (s * G.astype(np.float32)[:, None, :, :, None] for G in (G_a, G_b))
-            by_a.append(-basis.about_b[:, :, None, None] * other)
-            by_b.append(basis.shift[:, None, None, None] * other - basis.about_a[:, :, None, None] * own)
+            in_a, in_b, mean_b = (
+                s * G.astype(np.float32)[:, None, :, :, None] for G in (inverse(g.warp) @ G_b, g.warp @ G_a, G_b)
+            )
+            by_a.append(-basis.about_b[:, :, None, None] * in_a)
+            by_b.append(basis.shift[:, None, None, None] * mean_b - basis.about_a[:, :, None, None] * in_b)
         return _with_light(by_a), _with_light(by_b)
 
     def columns(self, translation_from: int) -> NDArray[np.int64]:
@@ -212,13 +222,23 @@ def geometries(pairs: Sequence[PairTerm], state: SplineState) -> list[Geometry]:
     x_a, x_b = seen(phi_a, p_a), seen(phi_b, p_b)
     x_mean = x_a.mean(axis=1)
     by_a = _sensitivity(camera, x_mean, rho, phi_mean, state)
-    by_b = _sensitivity(camera, x_b.mean(axis=1), rho, phi_b[:, phi_b.shape[1] // 2], state)
-    parts = (x_a - x_mean[:, None], x_b - ideal[:, None], by_a[0], by_b[0], by_a[1], by_b[1])
+    phi_middle = phi_b[:, phi_b.shape[1] // 2]
+    by_b = _sensitivity(camera, x_b.mean(axis=1), rho, phi_middle, state)
+    R_b_from_a = np.swapaxes(so3.exp(phi_middle), 1, 2) @ so3.exp(phi_mean)
+    z = (R_b_from_a[:, 2] * rays).sum(axis=1)
+    warp = J_translation(camera, x_b.mean(axis=1)) @ R_b_from_a[:, :, :2] / -z[:, None, None] / (camera.fx, camera.fy)
+    parts = (x_a - x_mean[:, None], x_b - ideal[:, None], warp, by_a[0], by_b[0], by_a[1], by_b[1])
     ends = np.cumsum([len(pair.rays) for pair in pairs])
     return [
         Geometry(*(part if part is None else part[end - len(pair.rays) : end] for part in parts))  # type: ignore[arg-type]
         for pair, end in zip(pairs, ends)
     ]
+
+
+def inverse(m: FloatArray) -> FloatArray:
+    """Of matrices (P, 2, 2); far faster than the general one."""
+    (a, b), (c, d) = np.moveaxis(m, 0, -1)
+    return np.moveaxis(np.array([[d, -b], [-c, a]]) / (a * d - b * c), -1, 0)
 
 
 def _rho_in_a(state: SplineState, tracks: NDArray[np.int64], phi: FloatArray, p: FloatArray) -> FloatArray:
