@@ -139,6 +139,21 @@ def test_the_attention_decoder_starts_at_its_guess_and_learns(pure: bool) -> Non
         assert torch.equal(was, now)
 
 
+def test_a_mirrored_look_is_the_look_at_the_mirrored_world() -> None:
+    """Pictures flipped and the lever arm's x with its sign changed; mirroring that again gives the first look."""
+    torch.manual_seed(0)
+    network, (batch, _) = Network(PRESETS["tiny"]).eval(), examples(16)
+    side = PRESETS["tiny"].image_px
+    pictures = torch.randint(0, 255, (16, side, side), dtype=torch.uint8)
+    batch = replace(batch, picture=pictures, camera=torch.rand(16, 8), clip=torch.arange(16) // 8)
+    other = replace(batch, picture=pictures.flip(2), camera=batch.camera * torch.tensor([1, 1, 1, 1, -1, 1, 1, 1]))
+    seen, turned = tt.looks(network, batch), tt.looks(network, other)
+    for a, b in ((seen.frame, turned.frame), (seen.depth, turned.depth)):
+        torch.testing.assert_close(a[1], b[0])
+        torch.testing.assert_close(a[0], b[1])
+    assert not torch.allclose(seen.frame[0], seen.frame[1])
+
+
 def test_examples_survive_the_disk(tmp_path: Path) -> None:
     batch, _ = examples(3)
     save_examples(tmp_path / "a.safetensors", batch)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
 
-CAMERA_VALUES = 8
+CAMERA_VALUES, LEVER_ARM_X = 8, 4  # and which of them changes its sign in a mirror
 DCT_ORDERS = 4  # orders 1 to 4 of the path about its frame mean; 0.016 of the motion lies above them
 UNMEASURED_VARIANCE = 1e4  # of log depth, where nothing was measured
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import decoder as dc
 from ..detail_basis import ORDERS, PER_FRAME, synthesis
+from ..engine.interface import LEVER_ARM_X
 from ..errors import ConfigError
 from ..model.network import Network
 from .examples import Examples, gathered, load_examples, save_examples
@@ -131,13 +132,21 @@ def looks(network: Network, examples: Examples) -> Looks:
         for clip in examples.clip.unique():
             of_clip = examples[examples.clip == clip]
             pictures = of_clip.picture.flip(2) if mirrored else of_clip.picture
+            camera = mirrored_camera(of_clip.camera) if mirrored else of_clip.camera
             images = (pictures[:, None].float() / 255).expand(-1, 3, -1, -1)
             with torch.no_grad():
                 features = network.depth.encoder(images)
-                frame.append(network.depth.frame_tokens(features, of_clip.camera).half())
-                depth.append(_newest_chain(network, features, of_clip.camera, S).half())
+                frame.append(network.depth.frame_tokens(features, camera).half())
+                depth.append(_newest_chain(network, features, camera, S).half())
         parts.append((torch.cat(frame), torch.cat(depth)))
     return Looks(*(torch.stack(both) for both in zip(*parts)))
+
+
+def mirrored_camera(camera: Tensor) -> Tensor:
+    """Camera values (N, 8) of the mirrored world."""
+    mirrored = camera.clone()
+    mirrored[:, LEVER_ARM_X] *= -1
+    return mirrored
 
 
 def _newest_chain(network: Network, features: Tensor, camera: Tensor, S: int) -> Tensor:
@@ -216,8 +225,9 @@ class AttentionStage:
         truth, interpolated, own = (c * signs * odd for c in (truth, interpolated, given.guess[which]))
         basis = torch.as_tensor(synthesis(SAMPLES), dtype=truth.dtype)
         sd_path = (basis.square() @ given.sd[which].square()).sqrt()
+        camera = mirrored_camera(examples.camera[which]) if mirrored else examples.camera[which]
         path, log_sd = self.network.trajectory(
-            seen.frame[int(mirrored), which].float(), seen.depth[int(mirrored), which].float(), examples.camera[which],
+            seen.frame[int(mirrored), which].float(), seen.depth[int(mirrored), which].float(), camera,
             basis @ interpolated, torch.cat([basis @ own, torch.ones_like(sd_path) if self.pure else sd_path], dim=-1),
         )
         return path, log_sd, truth
