@@ -94,6 +94,9 @@ class Config:
     depth_every_frames: int = _p(
         6, "frames between depth maps; a network has its own cadence, the windows it was trained with", low=1, high=120
     )
+    depth_from_pictures: bool = _p(
+        True, "measure depth in the blurred pictures (a sixth of a second per map on one core), not by the tracks alone"
+    )
     depth_width: int = _p(160, "width of the depth maps; the height follows the picture's shape", low=16, high=1920)
     # engine
     engine: str = _p(

@@ -374,8 +374,8 @@ class Pipeline:
 
     def _points_of_pictures(self) -> Points | None:
         """Inverse depths of the newest window from its pictures; None where pictures or lever arm tell none."""
-        solved = self._solved
-        if solved is None or self.config.densifier not in PICTURE_DENSIFIERS or not self.depth_stage.metric:
+        solved, wanted = self._solved, self.config.depth_from_pictures and self.config.densifier in PICTURE_DENSIFIERS
+        if solved is None or not wanted or not self.depth_stage.metric:
             return None
         window, solution = solved.window, solved.stream.solution
         posed, grid = self._posed[-len(window.mid_s) :], solution.state.grid

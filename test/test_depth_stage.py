@@ -103,6 +103,15 @@ def test_pictures_measure_depth_better_than_tracks():
     assert by_pictures[-1]["within_1sigma"] > 0.5
 
 
+def test_pictures_are_left_alone_where_only_tracks_are_wanted(monkeypatch):
+    monkeypatch.setattr(crossblur, "blur_depths", None)  # to call it would be a TypeError
+    pipeline, results = run(
+        clip(), lever_arm=list(ARM_M), depth_every_frames=5, densifier="crossblur", depth_from_pictures=False
+    )
+    assert maps(results)
+    assert pipeline.counts["fallback.depth_from_tracks"] == 0
+
+
 def test_where_pictures_agree_on_no_depth_the_tracks_tell_it(monkeypatch):
     monkeypatch.setattr(crossblur, "blur_depths", lambda *told: None)
     pipeline, results = run(clip(), lever_arm=list(ARM_M), densifier="crossblur")
