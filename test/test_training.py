@@ -225,10 +225,23 @@ def test_a_stage_learns_and_judges(material, monkeypatch, stage):
     assert made.network.depth.head.own.weight.grad.abs().sum() > 0
     with torch.inference_mode():
         numbers = made.validate()
-    assert numbers["base_score"] == pytest.approx(numbers["score"], abs=1e-6)  # the correction starts at zero
+    error = numbers["error" if stage is depth.HeadStage else "score"]
+    assert numbers["base_score"] == pytest.approx(error, abs=1e-6)  # the correction starts at zero
+    if stage is depth.HeadStage:
+        assert numbers["score"] == pytest.approx(error + numbers["deviation"])
+    assert 0 <= numbers["within"] <= 1
     assert 0 < numbers["closed_form"] < 10
     assert 0 <= numbers["own_delta1"] <= 1
     assert numbers["fused_delta1"] > 0.2  # a clip is 16 × 16 depths and a hundred tracks
+
+
+@pytest.mark.parametrize("tails", [2.0, 30.0])
+def test_the_learned_deviation_has_a_gaussians_share_of_the_errors(tails):
+    """The loss is least where 0.683 of the errors are within one deviation, whatever the tails."""
+    errors = torch.from_numpy(np.random.default_rng(3).standard_t(tails, 20_000))
+    sds = torch.linspace(0.5, 2.0, 151, dtype=torch.float64)
+    losses = torch.stack([depth.quantile_loss(errors, 2 * sd.log()).mean() for sd in sds])
+    assert (errors.abs() < sds[losses.argmin()]).double().mean() == pytest.approx(0.683, abs=0.01)
 
 
 PLAN = loop.Schedule(iterations=12, learning_rate=3e-2, warm_up=2, ema=0.5, validate_every=4)

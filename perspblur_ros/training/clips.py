@@ -18,7 +18,7 @@ from ..engine.interface import UNMEASURED_VARIANCE, camera_values
 from ..sim import torch_render as tr
 from ..sim.hand_motion import hand_motion
 from ..sim.motion import STEP_S, MotionPath, from_rates, time_grid
-from .measurement import measured_depth
+from .measurement import draw_noise_px96, measured_depth
 from .scenes import Material, layered_scene, real_scene
 
 FloatArray = NDArray[np.float64]
@@ -117,7 +117,7 @@ def draw(rng: np.random.Generator, material: Material, sizes: ClipSizes) -> Reci
         gamma=float(rng.choice((0.0, rng.uniform(1.6, 2.6)))),
         gain=np.clip(rng.normal(1.0, rng.uniform(0.0, 0.15), (3, 3)), 0.4, 1.8).astype(np.float32),
         jpeg_quality=float(rng.uniform(60, 95)) if rng.random() < 0.3 else 0.0,
-        noise_px96=float(np.exp(rng.uniform(np.log(0.04), np.log(0.5)))),
+        noise_px96=draw_noise_px96(rng),
     )
     return _with_poses(recipe)
 

@@ -2,7 +2,8 @@
 
 The loss, where the paper names none:
 - L1 on log depth: relative errors, and depth edges that tracks cannot resolve do not rule the fit as squares would.
-- Gaussian negative log likelihood for the variance alone (the error detached), so that no error can be bought off.
+- For the variance alone (the error detached, so that no error can be bought off): the quantile loss of log |error| that
+  puts a Gaussian's share of the errors within one deviation. A likelihood lets the few at depth edges rule all others.
 - Both also on the network's own Gaussian before fusion, half as heavy, so that pixels learn where geometry is good.
 - Each clip counts twice, with its measurement and without any.
 """
@@ -24,6 +25,7 @@ from ..model.network import Network
 from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, measure, render
 from .exported import load_start
 from .loop import Schedule, Stage, device_of, load_config, schedule, train
+from .measurement import draw_noise_px96
 from .scenes import Material, load_material, sources
 
 OWN_WEIGHT = 0.5
@@ -31,6 +33,7 @@ GRADIENT_FRAMES = 4  # of the clip's: the encoder learns from a random few, whic
 SCALE_SD = 0.4  # of the log size of the world, drawn anew whenever a clip is used
 POOL, FRESH = 96, 2  # clips kept; new ones per step, so that rendering does not outweigh training
 HEAD_CLIPS = 240
+WITHIN, MIN_ERROR = 0.683, 1e-3  # share of a Gaussian within one deviation; log depth
 DELTA = 1.25
 RESIDUAL_SHARES = (0.0, 0.5, 1.0)
 VALIDATION_CLIPS, VALIDATION_SEED = 96, 777
@@ -61,7 +64,8 @@ class DepthStage:
 class HeadStage:
     """The head alone, everything before it frozen: tokens of a fixed set of clips are computed once.
 
-    Validation also decides how much of the correction of the mean stays: all, half or none of it.
+    Validation also decides how much of the correction of the mean stays: all, half or none of it. Its score is what is
+    minimised: measurements as certain as ours leave the mean little to gain, the deviation much.
     """
 
     def __init__(self, network: Network, plan: Schedule, material: dict[str, Material], sizes: ClipSizes) -> None:
@@ -87,26 +91,23 @@ class HeadStage:
         head = self.network.depth.head
         for parameter, values in zip(head.residual.parameters(), whole):
             parameter[0] = share * values[0]
-        return summarised([row for kept in self.validation for row in judged(head, kept.image, kept)])
+        numbers = summarised([row for kept in self.validation for row in judged(head, kept.image, kept)])
+        return {**numbers, "score": numbers["score"] + numbers["deviation"], "error": numbers["score"]}
 
     def _clip(self, index: int) -> Clips:
         """A clip's tokens with two measurements of different noise."""
         rng = np.random.default_rng((self.plan.seed, 3, index))
         recipe, scale = draw(rng, self.material, self.sizes), float(np.exp(rng.normal(0, SCALE_SD)))
         inv_depth, arm_m = recipe.inv_depth / np.float32(scale), recipe.lever_arm_m * scale
-        recipe = replace(recipe, inv_depth=inv_depth, lever_arm_m=arm_m, noise_px96=_noise_px96(rng))
+        recipe = replace(recipe, inv_depth=inv_depth, lever_arm_m=arm_m, noise_px96=draw_noise_px96(rng))
         kept = self._kept(render([recipe], self.sizes, self.plan.seed * 1_000_003 + index, self.device))
-        again = measure(rng, replace(recipe, noise_px96=_noise_px96(rng)), kept.log_depth[0].cpu().numpy())
+        again = measure(rng, replace(recipe, noise_px96=draw_noise_px96(rng)), kept.log_depth[0].cpu().numpy())
         return stacked([kept, replace(kept, measured=torch.as_tensor(again, device=self.device)[None])])
 
     @torch.no_grad()
     def _kept(self, clips: Clips) -> Clips:
         """The clips with their refined tokens (B, P, d) in the place of their pictures."""
         return replace(clips, image=refined(self.network, clips, self.sizes))
-
-
-def _noise_px96(rng: np.random.Generator) -> float:
-    return float(np.exp(rng.uniform(np.log(0.02), np.log(0.4))))
 
 
 def refined(network: Network, clips: Clips, sizes: ClipSizes, learning: set[int] | None = None) -> Tensor:
@@ -129,14 +130,19 @@ def head_loss(head: DepthHead, tokens: Tensor, clips: Clips) -> Tensor:
     nothing[:, 1] = UNMEASURED_VARIANCE
     log_depth, log_variance, own = head(tokens.repeat(2, 1, 1), torch.cat([clips.measured, nothing]))
     own = own[: len(truth)]
-    fused = likelihood_loss(log_depth, log_variance, truth.repeat(2, 1, 1, 1))
-    return fused + OWN_WEIGHT * likelihood_loss(own[:, :1], own[:, 1:], truth)
+    fused = gaussian_loss(log_depth, log_variance, truth.repeat(2, 1, 1, 1))
+    return fused + OWN_WEIGHT * gaussian_loss(own[:, :1], own[:, 1:], truth)
 
 
-def likelihood_loss(log_depth: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
+def gaussian_loss(log_depth: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
+    """L1 for the log depth; its deviation as the quantile ``WITHIN`` of the errors (Koenker & Bassett 1978)."""
     error = log_depth - truth
-    squared = error.detach().square().clamp(max=9.0)
-    return error.abs().mean() + 0.25 * (squared * torch.exp(-log_variance) + log_variance).mean()
+    return error.abs().mean() + quantile_loss(error.detach(), log_variance).mean()
+
+
+def quantile_loss(error: Tensor, log_variance: Tensor) -> Tensor:
+    excess = 0.5 * (torch.log(error.square() + MIN_ERROR**2) - log_variance)
+    return torch.maximum(WITHIN * excess, (WITHIN - 1) * excess)
 
 
 def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, float]]:
@@ -159,6 +165,8 @@ def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, 
     }
     score = (log_depth - truth).abs().mean(dim=(1, 2, 3))
     base_score = (base - truth).abs().mean(dim=(1, 2, 3))
+    deviation = quantile_loss(log_depth - truth, log_variance).mean(dim=(1, 2, 3))
+    within = (log_depth - truth).square().lt(torch.exp(log_variance)).float().mean(dim=(1, 2, 3))
     nees = ((log_depth - truth) ** 2 * torch.exp(-log_variance)).mean(dim=(1, 2, 3))
     sd = torch.exp(0.5 * log_variance).mean(dim=(1, 2, 3))
     for i in range(len(truth)):
@@ -166,6 +174,7 @@ def judged(head: DepthHead, tokens: Tensor, clips: Clips) -> Iterator[dict[str, 
         row |= {f"{name}_delta1": float(share[i]) for name, share in near.items()}
         row |= {"score": float(score[i]), "base_score": float(base_score[i])}
         row |= {"nees": float(nees[i]), "sd": float(sd[i])}
+        row |= {"within": float(within[i]), "deviation": float(deviation[i])}
         yield {**row, "is_measured": bool(clips.measured[i, 1].min() < UNMEASURED_VARIANCE)}
 
 
@@ -177,9 +186,10 @@ def summarised(rows: list[dict[str, float]]) -> dict[str, float]:
     def mean(name: str, of: list[dict[str, float]]) -> float:
         return float(np.mean([row[name] for row in of])) if of else float("nan")
 
-    numbers = {name: mean(name, rows) for name in ("score", "base_score", "constant", "median", "own", "own_delta1")}
-    numbers |= {name: mean(name, measured) for name in ("closed_form", "base", "fused", "fused_delta1", "nees", "sd")}
-    return numbers | {"control_fused": mean("fused", control), "control_sd": mean("sd", control)}
+    of_all = ("score", "base_score", "deviation", "constant", "median", "own", "own_delta1")
+    of_measured = ("closed_form", "base", "fused", "fused_delta1", "nees", "sd", "within")
+    numbers = {name: mean(name, rows) for name in of_all} | {name: mean(name, measured) for name in of_measured}
+    return numbers | {f"control_{name}": mean(name, control) for name in ("fused", "sd", "within")}
 
 
 class Pool:

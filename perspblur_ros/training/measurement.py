@@ -19,6 +19,9 @@ from ..depth_filter import Grid, rasterise
 FloatArray = NDArray[np.float64]
 
 GRID = 25  # points on a side, as the paper's
+SHARE = (0.3, 0.7)  # of them that carry a texture
+NOISE_PX96 = (0.015, 0.15)  # of a sighting at a width of 96: errors and stated sd of the maps as on development clips
+NOISE_FLOOR_PX96 = 0.03
 WIDTH_PX = 640  # of the picture that the points are laid out on; only ratios matter
 MEAN_RHO, SCENE_SD_RHO, POINT_SD_RHO = 0.6, 0.5, 0.35  # 1/m: scenes about their mean, a point about its scene
 HUBER = 1.5
@@ -137,6 +140,10 @@ def _blocks(blocks: FloatArray) -> FloatArray:
     return H
 
 
+def draw_noise_px96(rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(*np.log(NOISE_PX96))))
+
+
 def measured_depth(
     rng: np.random.Generator, log_depth: NDArray[np.float32], focal: FloatArray, phi: FloatArray,
     lever_arm_m: FloatArray, pivot_m: FloatArray, noise_px96: float, cells: int,
@@ -149,7 +156,7 @@ def measured_depth(
     side = log_depth.shape[0]
     at = (np.arange(GRID) + 0.5) / GRID
     uv = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
-    uv = uv[rng.random(len(uv)) < rng.uniform(0.12, 0.35)]
+    uv = uv[rng.random(len(uv)) < rng.uniform(*SHARE)]
     index = np.minimum((uv * side).astype(int), side - 1)
     rho = np.exp(-log_depth[index[:, 1], index[:, 0]].astype(float))
     noise = noise_px96 / 96 / focal[0]
@@ -159,7 +166,7 @@ def measured_depth(
     )
     height_px = round(WIDTH_PX * focal[0] / focal[1])  # square pixels
     grid = Grid(cells, cells, height_px, WIDTH_PX)
-    found = solve(seen, lever_arm_m, floor=0.03 / 96 / focal[0])
+    found = solve(seen, lever_arm_m, floor=NOISE_FLOOR_PX96 / 96 / focal[0])
     if found is None:
         return rasterise(np.zeros((0, 2)), np.zeros(0), np.zeros(0), grid)
     ok = np.isfinite(found.rho)
