@@ -38,7 +38,7 @@ LONG_PAIR = 3  # frames between the newest and the one it is compared with besid
 PICTURES_SAY = 2.0  # times their tempered information, in the refinement: with 1 a tenth more error is left
 DISAGREEMENT_FLOOR = 0.05  # of the contrast: below it, better is not more probable
 POOR_START = -1.5  # mean log disagreement above which the pictures' gradients may not lead to the solution
-COARSE_STEPS, COARSER = 3, 2  # steps on pictures of half the size, which lead from farther away
+COARSER, COARSE_STEPS = (4, 2), 3  # times smaller pictures, which lead from farther away, and steps on each
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,18 @@ class CrossBlur:
 
     def reset(self) -> None:
         self._views: deque[View] = deque(maxlen=self._pairs + 1)
-        self._coarse_views: deque[View] = deque(maxlen=self._pairs + 1)
+        self._coarse_views: list[deque[View]] = [deque(maxlen=self._pairs + 1) for _ in COARSER]
         self._last: tuple[SplineState, SplineState] | None = None  # what was solved, and its refinement
 
     def add_picture(self, image: Grey, mid_s: float) -> None:
         """The next frame's picture at 1/``scale``; a change of scale starts afresh."""
         if self._views and self._views[-1].scale != 1 / self.scale:
             self._views.clear()
-            self._coarse_views.clear()
+            for views in self._coarse_views:
+                views.clear()
         self._views.append(view(image, self.scale, mid_s))
-        self._coarse_views.append(view(image, COARSER * self.scale, mid_s))
+        for times, views in zip(COARSER, self._coarse_views):
+            views.append(view(image, times * self.scale, mid_s))
 
     def start(
         self, sightings: Sightings, solved: Solved, camera: Camera, exposure_s: float, blur_px: float
@@ -171,10 +173,12 @@ class CrossBlur:
         if carried is not None:
             state, level, warm = _better(held_out, state, level, warm, carried)
         if level > POOR_START:
-            coarse, _ = self._pair_terms(self._coarse_views, *given)
-            if coarse:
-                near = _approached(coarse, state, solved, trusted_information(solved, blur_px))
-                state, level, warm = _better(held_out, state, level, warm, near)
+            near = state
+            for views in self._coarse_views:
+                coarse, _ = self._pair_terms(views, *given)
+                if coarse:
+                    near = _approached(coarse, near, solved, trusted_information(solved, blur_px))
+            state, level, warm = _better(held_out, state, level, warm, near)
         return Start(pairs, held_out, before, state, _looks(pairs, state), warm)
 
     def refine(
