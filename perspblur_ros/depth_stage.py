@@ -1,4 +1,4 @@
-"""The depth of the scene: what the tracks measured and, where a network runs, what it says of the pictures, fused.
+"""The depth of the scene: what was measured and, where a network runs, what it says of the pictures, fused.
 
 Measured depth needs a known lever arm and motion; elsewhere the map is the prior's and its variance says so. Without a
 network a map describes the newest frame that is published; with one, the first frame of the oldest window in its chain
@@ -50,7 +50,7 @@ class Posed(Protocol):
 class Fused:
     """What a network's map was made of, (2, h, h) each: log depth [log m] with its variance, or the variance's log."""
 
-    measured: Float32Array  # by the tracks, and the variance; UNMEASURED_VARIANCE where they say nothing
+    measured: Float32Array  # in the stream, and the variance; UNMEASURED_VARIANCE where nothing was
     own: Float32Array  # by the network alone, and the log variance
 
 

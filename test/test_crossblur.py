@@ -14,6 +14,7 @@ from perspblur_ros import crossblur, so3
 from perspblur_ros.bspline import KnotGrid
 from perspblur_ros.camera import Camera
 from perspblur_ros.crossblur import CrossBlur, PairTerm, Patches, Sightings, Solved, View, refine, view
+from perspblur_ros.crossblur.pair import sampled
 from perspblur_ros.motion_prior import knot_precision, translation_precision
 from perspblur_ros.sim.render import prepare, render_frame
 from perspblur_ros.sim.scene import Scene, procedural
@@ -236,7 +237,7 @@ def patches_without_mean(term: PairTerm, state: SplineState) -> list[np.ndarray]
     """Both blurred patches (P, n), their contrast still in them."""
     g = term.geometry(state)
     places = zip((term.a, term.b), term._centres(g), (term._q, term._warped(g)))
-    blurred = [term._sampled(seen.light, at, q).mean(axis=2) for seen, at, q in places]
+    blurred = [sampled(seen.light, at, q).mean(axis=2) for seen, at, q in places]
     return [i - i.mean(axis=1, keepdims=True) for i in blurred]
 
 

@@ -15,7 +15,7 @@ from synthetic_tracks import swaying
 from perspblur_ros import so3
 from perspblur_ros.bspline import KnotGrid
 from perspblur_ros.camera import Camera, Shutter
-from perspblur_ros.crossblur import blur_depths, inverse_depth
+from perspblur_ros.crossblur import anchored, blur_depths, inverse_depth
 from perspblur_ros.crossblur.anchored import OFFSETS, Anchor, AnchoredComparison, AnchoredPair
 from perspblur_ros.crossblur.pictures import View
 from perspblur_ros.displacement import moved_pixels
@@ -69,12 +69,12 @@ def compare(pair: AnchoredPair, c: np.ndarray, rho: np.ndarray, arm_m: np.ndarra
 
 
 @pytest.mark.parametrize("camera", [CAMERA, BARREL], ids=["pinhole", "distorted"])
-def test_the_jacobian_is_that_of_the_residual(camera):
+def test_the_jacobian_is_that_of_the_residual(camera, monkeypatch):
     """But for the change of the warp, which is left out as small. Steps well above the 1/32 pixel of OpenCV's remap."""
     pair, c, rho = smooth_pair(camera)
     warps = []
-    warp_of = pair._warp
-    pair._warp = lambda *at: warps.append(warp_of(*at)) or warps[0]
+    warp_of = anchored.turn_of_picture
+    monkeypatch.setattr(anchored, "turn_of_picture", lambda *at: warps.append(warp_of(*at)) or warps[0])
     found = compare(pair, c, rho)
     assert found.seen.all()
     columns = np.concatenate([np.arange(s.start, s.stop) for s in pair.columns()])

@@ -12,9 +12,7 @@ between them, M = ∂x_b/∂x_a, without which a wide lens biases every comparis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +20,7 @@ from .. import so3
 from ..bspline import KnotGrid
 from ..camera import Camera, Shutter
 from ..displacement import J_rotation, J_translation
-from .pair import compared, inverse
+from .pair import compared, inverse, sampled, turn_of_picture
 from .pictures import View
 
 FloatArray = NDArray[np.float64]
@@ -177,13 +175,7 @@ class _Reading:
     def sampled(self) -> Float32Array:
         """Light and gradients of the patches (P, n, S, 3)."""
         q = OFFSETS if self.warp is None else OFFSETS @ np.swapaxes(self.warp.astype(np.float32), 1, 2)
-        at = self.centres.astype(np.float32)[:, None] + q[..., None, :]
-        P, n, S = at.shape[:3]
-        nothing: Any = None  # both coordinates are in the first map
-        out: NDArray[Any] = cv2.remap(
-            self.view.picture, at.reshape(P, n * S, 2), nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        return out.reshape(P, n, S, 3)
+        return sampled(self.view.picture, self.centres.astype(np.float32), q)
 
 
 class AnchoredPair:
@@ -215,7 +207,7 @@ class AnchoredPair:
         x_b + M (q − u_a(s)): only b's mean place moves with path and depth, for the point stays where it is in a.
         """
         b_from_a = np.swapaxes(b.R, 1, 2) @ a.R
-        warp = self._warp(b, b_from_a)
+        warp = turn_of_picture(self.camera, b.mean, b.z, b_from_a)
         raw_a, lens_a = _through_lens(self.camera, a.mean)
         raw_b, lens_b = _through_lens(self.camera, b.mean)
         lens_a, lens_b = lens_a * self.anchor.view.scale, lens_b * self.view.scale
@@ -242,11 +234,6 @@ class AnchoredPair:
             _Reading(self.view, at_b[:, None] + _turned(on_b, a.about_mean), lens_b @ warp @ inverse(lens_a), by_b),
             _inside(at_a, self.anchor.view) & _inside(at_b, self.view),
         )
-
-    def _warp(self, b: Sight, b_from_a: FloatArray) -> FloatArray:
-        """∂x_b/∂x_a (P, 2, 2) at constant depth."""
-        per_ray = J_translation(self.camera, b.mean) @ b_from_a[:, :, :2] / -b.z[:, None, None]
-        return np.asarray(per_ray / (self.camera.fx, self.camera.fy))
 
 
 def _by_knots(rows: FloatArray, G: FloatArray) -> Float32Array:

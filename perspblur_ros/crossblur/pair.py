@@ -141,16 +141,16 @@ class PairTerm:
         by_a, by_b = self._reading(g)
         parts = []
         for some in (slice(k, k + AT_A_TIME) for k in range(0, len(at_a), AT_A_TIME)):
-            a = self._sampled(self.a.picture, at_a[some], self._q)
-            b = self._sampled(self.b.picture, at_b[some], q_b[some])
+            a = sampled(self.a.picture, at_a[some], self._q)
+            b = sampled(self.b.picture, at_b[some], q_b[some])
             parts.append(compared(a, by_a[some], b, by_b[some]))
         return Comparison(*(np.concatenate(part) for part in zip(*parts)))
 
     def disagreement(self, g: Geometry) -> FloatArray:
         """RMS residual relative to contrast (P,): a long path averages both away, and that proves nothing."""
         at_a, at_b = self._centres(g)
-        light_a = self._sampled(self.a.light, at_a, self._q).mean(axis=2)
-        light_b = self._sampled(self.b.light, at_b, self._warped(g)).mean(axis=2)
+        light_a = sampled(self.a.light, at_a, self._q).mean(axis=2)
+        light_b = sampled(self.b.light, at_b, self._warped(g)).mean(axis=2)
         a, b, _, power, _ = _normalised(light_a, light_b)
         return np.sqrt(np.asarray(((a - b) ** 2).mean(axis=1) / power, float))
 
@@ -165,14 +165,6 @@ class PairTerm:
     def _warped(self, g: Geometry) -> Float32Array:
         """A patch's pixels about its centre as frame b shows them (P, n, 2)."""
         return np.asarray(self._q @ np.swapaxes(g.warp, 1, 2).astype(np.float32))
-
-    def _sampled(self, picture: Float32Array, centres: Float32Array, q: Float32Array) -> Float32Array:
-        """Pixels q (n, 2) or (P, n, 2) about centres (P, S, 2): (P, n, S), or (P, n, S, channels)."""
-        P, S = centres.shape[:2]
-        at = (centres[:, None] + q[..., None, :]).reshape(P, -1, 2)
-        nothing: Any = None  # both coordinates are in the first map
-        out: NDArray[Any] = cv2.remap(picture, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return out.reshape(P, len(self._q), S, *picture.shape[2:])
 
     def _reading(self, g: Geometry) -> tuple[Float32Array, Float32Array]:
         """What takes the samples of a blurred patch, light and gradients (3 S), to its light and its derivative."""
@@ -225,14 +217,28 @@ def geometries(pairs: Sequence[PairTerm], state: SplineState) -> list[Geometry]:
     phi_middle = phi_b[:, phi_b.shape[1] // 2]
     by_b = _sensitivity(camera, x_b.mean(axis=1), rho, phi_middle, state)
     R_b_from_a = np.swapaxes(so3.exp(phi_middle), 1, 2) @ so3.exp(phi_mean)
-    z = (R_b_from_a[:, 2] * rays).sum(axis=1)
-    warp = J_translation(camera, x_b.mean(axis=1)) @ R_b_from_a[:, :, :2] / -z[:, None, None] / (camera.fx, camera.fy)
+    warp = turn_of_picture(camera, x_b.mean(axis=1), (R_b_from_a[:, 2] * rays).sum(axis=1), R_b_from_a)
     parts = (x_a - x_mean[:, None], x_b - ideal[:, None], warp, by_a[0], by_b[0], by_a[1], by_b[1])
     ends = np.cumsum([len(pair.rays) for pair in pairs])
     return [
         Geometry(*(part if part is None else part[end - len(pair.rays) : end] for part in parts))  # type: ignore[arg-type]
         for pair, end in zip(pairs, ends)
     ]
+
+
+def turn_of_picture(camera: Camera, ideal: FloatArray, z: FloatArray, R_b_from_a: FloatArray) -> FloatArray:
+    """∂x_b/∂x_a (P, 2, 2) at constant depth; ideal (P, 2) px in b, z (P,) depth in b in units of that in a."""
+    per_ray = J_translation(camera, ideal) @ R_b_from_a[:, :, :2] / -z[:, None, None]
+    return np.asarray(per_ray / (camera.fx, camera.fy))
+
+
+def sampled(picture: Float32Array, centres: Float32Array, q: Float32Array) -> Float32Array:
+    """Pixels q (n, 2) or (P, n, 2) about centres (P, S, 2): (P, n, S), or (P, n, S, channels)."""
+    P, S = centres.shape[:2]
+    at = (centres[:, None] + q[..., None, :]).reshape(P, -1, 2)
+    nothing: Any = None  # both coordinates are in the first map
+    out: NDArray[Any] = cv2.remap(picture, at, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return out.reshape(P, q.shape[-2], S, *picture.shape[2:])
 
 
 def inverse(m: FloatArray) -> FloatArray:

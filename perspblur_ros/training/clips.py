@@ -14,7 +14,7 @@ from scipy.interpolate import Akima1DInterpolator
 from torch import Tensor
 
 from .. import so3
-from ..engine.interface import UNMEASURED_VARIANCE, camera_values
+from ..engine.interface import LEVER_ARM_X, UNMEASURED_VARIANCE, camera_values
 from ..sim import torch_render as tr
 from ..sim.hand_motion import hand_motion
 from ..sim.motion import STEP_S, MotionPath, from_rates, time_grid
@@ -83,6 +83,13 @@ class Clips:
     camera: Tensor
     log_depth: Tensor
     measured: Tensor
+
+
+def mirrored_camera(camera: Tensor) -> Tensor:
+    """Camera values (B, 8) of the mirrored world: x of the lever arm changes sign."""
+    mirrored = camera.clone()
+    mirrored[:, LEVER_ARM_X] *= -1
+    return mirrored
 
 
 def draw(rng: np.random.Generator, material: Material, sizes: ClipSizes) -> Recipe:

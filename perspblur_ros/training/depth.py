@@ -22,7 +22,7 @@ from ..engine.interface import UNMEASURED_VARIANCE
 from ..errors import ConfigError
 from ..model.head import DepthHead, fuse
 from ..model.network import Network
-from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, measure, render
+from .clips import TYPICAL_DEPTH_M, Clips, ClipSizes, draw, measure, mirrored_camera, render
 from .exported import load_start
 from .loop import Schedule, Stage, device_of, load_config, schedule, train
 from .measurement import draw_noise_px96
@@ -256,10 +256,8 @@ def rescaled(clips: Clips, log_scale: float) -> Clips:
 
 
 def mirrored(clips: Clips) -> Clips:
-    """Left and right exchanged: the same clip of a mirrored world, in which x of the lever arm changes sign."""
-    camera = clips.camera.clone()
-    camera[:, 4] *= -1
-    return Clips(clips.image.flip(-1), camera, clips.log_depth.flip(-1), clips.measured.flip(-1))
+    """Left and right exchanged: the same clip of a mirrored world."""
+    return Clips(clips.image.flip(-1), mirrored_camera(clips.camera), clips.log_depth.flip(-1), clips.measured.flip(-1))
 
 
 def run(

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from .. import decoder as dc
 from ..detail_basis import ORDERS, PER_FRAME, synthesis
-from ..engine.interface import LEVER_ARM_X
 from ..errors import ConfigError
 from ..model.network import Network
+from .clips import mirrored_camera
 from .examples import Examples, gathered, load_examples, save_examples
 from .exported import load_start
 from .loop import Schedule, Stage, load_config, schedule, train
@@ -140,13 +140,6 @@ def looks(network: Network, examples: Examples) -> Looks:
                 depth.append(_newest_chain(network, features, camera, S).half())
         parts.append((torch.cat(frame), torch.cat(depth)))
     return Looks(*(torch.stack(both) for both in zip(*parts)))
-
-
-def mirrored_camera(camera: Tensor) -> Tensor:
-    """Camera values (N, 8) of the mirrored world."""
-    mirrored = camera.clone()
-    mirrored[:, LEVER_ARM_X] *= -1
-    return mirrored
 
 
 def _newest_chain(network: Network, features: Tensor, camera: Tensor, S: int) -> Tensor:
